@@ -1,0 +1,1 @@
+"""From a training run to one verified model folder: needs the extra `export`."""
