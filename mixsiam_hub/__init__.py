@@ -1,4 +1,4 @@
-"""Image features from MixSiam encoders: `ImageEncoder.from_pretrained().embed(images)`, on CPU or GPU, without torch."""
+"""Image features from MixSiam encoders, without torch: `ImageEncoder.from_pretrained().embed(images)`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The contract: what a model folder must say, read from its config.json and its mixsiam.json.
 
-`ModelConfig` is what every loader needs and is written into config.json under the names that timm and transformers read;
-they add keys of their own when they save it again, so unknown keys there are ignored. `Manifest` is mixsiam.json, which only
-this project writes: it is strict, and an unknown key is an error that names it.
+`ModelConfig` is what every loader needs and is written into config.json under the names that timm and transformers
+read; they add keys of their own when they save it again, so unknown keys there are ignored. `Manifest` is mixsiam.json,
+which only this project writes: it is strict, and an unknown key is an error that names it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MANIFEST_FILE = "mixsiam.json"
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "onnx/model.onnx"
 COMPACT_ONNX_FILE = "model.onnx"
-"""A compact folder's graph: it stands beside model.safetensors and reads its weights from there, because onnxruntime refuses
-external data outside the graph's own folder."""
+"""A compact folder's graph: it stands beside model.safetensors and reads its weights from there, because onnxruntime
+refuses external data outside the graph's own folder."""
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}
@@ -36,7 +36,7 @@ ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an upright RGB image becomes the network's input: short edge to `resize_px`, centre crop, scale to [0, 1], normalise.
+    """How an upright RGB image becomes the network's input: resize, centre crop, scale to [0, 1], normalise.
 
     Attributes:
         input_px: Edge of the square input, in pixels.
@@ -64,7 +64,7 @@ class ModelConfig:
 
     Attributes:
         architecture: A key of ARCHITECTURES.
-        output_stride: Input pixels for each cell of the last feature map: 32, or 16 or 8 by dilation, as timm builds it.
+        output_stride: Input pixels for each cell of the last feature map: 32, or 16 or 8 by dilation, as timm does.
         preprocessing: How images become its input.
     """
 
@@ -226,7 +226,7 @@ def fingerprint(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> str
     """Identity of an encoder: the same hash means the same vectors, up to the runtime's rounding.
 
     Args:
-        tensors: Backbone tensors by name; floats are hashed as little-endian float32, BatchNorm's step counters are left out.
+        tensors: Backbone tensors by name, hashed as little-endian float32; BatchNorm's step counters are left out.
         config: Architecture, stride and preprocessing, which are part of the identity.
 
     Returns:

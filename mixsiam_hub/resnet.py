@@ -1,4 +1,4 @@
-"""The backbone as torch runs it: torchvision's ResNet without its classifier, with timm's dilation for small inputs."""
+"""The backbone as torch runs it: torchvision's ResNet without classifier, with timm's dilation for small inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixsiam_hub.errors import ModelError
 class Backbone(nn.Module):
     """A ResNet that ends at its pooled features.
 
-    Its state dict has the names that torchvision and timm share (conv1.weight, layer1.0.bn1.running_mean, ...), without fc.
+    Its state dict has the names that torchvision and timm share (conv1.weight, layer1.0.bn1.running_mean, ...).
     """
 
     def __init__(self, architecture: str, output_stride: int = 32) -> None:
@@ -53,8 +53,8 @@ class Backbone(nn.Module):
 def _dilate(net: ResNet, output_stride: int) -> None:
     """Trades the strides beyond `output_stride` for dilation, in place, as timm's `make_blocks` places them.
 
-    Of each stage that loses its stride the first 3x3 convolution keeps the dilation of the stage before it. torchvision's
-    own switch does this for bottleneck blocks only.
+    Of each stage that loses its stride the first 3x3 convolution keeps the dilation of the stage before it.
+    torchvision's own switch does this for bottleneck blocks only.
     """
     reached, dilation, previous = 4, 1, 1
     for stage in (net.layer2, net.layer3, net.layer4):
