@@ -2,12 +2,90 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mixsiam_hub.config import ModelConfig
+from mixsiam_hub.errors import DataError
 from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.training.config import Recipe, load_recipe
+from mixsiam_hub.training.data import open_for_training
+from mixsiam_hub.training.features import estimate_statistics
+
+CHECKPOINT_FILE = "checkpoint.pt"
+RECIPE_FILE = "recipe.toml"
+LOG_FILE = "log.jsonl"
+REPORT_FILE = "report.json"
+
+
+@dataclass
+class Progress:
+    """Everything a run needs to go on where it stopped, beside weights and optimiser.
+
+    Attributes:
+        step: Optimiser steps done; with the recipe it determines the data to come.
+        seconds: Wall time spent so far, over all sessions of the run.
+        sums: The unfinished epoch's sums, by name of the log field.
+        log: The lines of log.jsonl.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+    """Writes checkpoint.pt; a kill at any moment leaves the previous one or the new one, whole."""
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "sums": progress.sums,
+        "log": json.dumps(progress.log),
+    }
+    temporary = run / f"{CHECKPOINT_FILE}.tmp"
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(run / CHECKPOINT_FILE)
+
+
+def read_checkpoint(run: Path) -> dict[str, Any]:
+    """Reads checkpoint.pt onto the CPU, without unpickling anything but tensors and plain values.
+
+    Raises:
+        DataError: There is none, or it is no checkpoint of ours.
+    """
+    path = run / CHECKPOINT_FILE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; a run folder has one after its first minutes of training") from None
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise DataError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if missing := {"model", "optimiser", "step", "seconds", "sums", "log"} - set(state):
+        raise DataError(f"{path} is no checkpoint of mixsiam train: it lacks {sorted(missing)}")
+    return state
+
+
+def load_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+    """Puts a run's model and optimiser back and returns its progress.
+
+    Raises:
+        DataError: As `read_checkpoint`.
+    """
+    state = read_checkpoint(run)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return Progress(state["step"], state["seconds"], state["sums"], json.loads(state["log"]))
 
 
 @dataclass(frozen=True)
@@ -29,6 +107,35 @@ class TrainedEncoder:
     quality: dict[str, Any] = field(default_factory=dict)
 
 
+def run_recipe(run: Path) -> Recipe:
+    """Reads the recipe of a run folder.
+
+    Raises:
+        DataError: The folder is no run.
+    """
+    path = run / RECIPE_FILE
+    if not path.is_file():
+        raise DataError(f"{run} is no run folder: {RECIPE_FILE} is missing; give a folder that mixsiam train made")
+    return load_recipe(str(path))
+
+
 def load_encoder(run: Path) -> TrainedEncoder:
-    """Loads the newest checkpoint of a run."""
-    raise NotImplementedError
+    """Loads a run's newest backbone and re-estimates its BatchNorm statistics on clean training images.
+
+    The training data must still be where the recipe says.
+
+    Raises:
+        DataError: The folder is no run, has no checkpoint yet, or its data are gone.
+    """
+    recipe = run_recipe(run)
+    state = read_checkpoint(run)
+    backbone = Backbone(recipe.backbone, recipe.output_stride)
+    prefix = "backbone."
+    backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
+    images, _ = open_for_training(recipe.data, recipe.val_data)
+    estimate_statistics(backbone, images, recipe.model_config.preprocessing)
+    report = run / REPORT_FILE
+    quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    log = json.loads(state["log"])
+    provenance = log[0]["run"] | {"steps": state["step"], "seconds": round(state["seconds"]), "images": len(images)}
+    return TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance, quality)

@@ -1,0 +1,313 @@
+"""The training run: a folder with the recipe, a log line an epoch, and a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mixsiam_hub import __version__
+from mixsiam_hub.cpus import available_cpus
+from mixsiam_hub.errors import DataError, RecipeError
+from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.training.checkpoint import (
+    CHECKPOINT_FILE,
+    LOG_FILE,
+    RECIPE_FILE,
+    Progress,
+    load_checkpoint,
+    run_recipe,
+    save_checkpoint,
+)
+from mixsiam_hub.training.config import Recipe
+from mixsiam_hub.training.data import Batch, ImageSet, Order, Views, make_loader, normalise, open_for_training
+from mixsiam_hub.training.model import MixSiam
+from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, max_bias, verdict, z_std
+
+logger = logging.getLogger(__name__)
+
+MOMENTUM = 0.9
+STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "max_bias")
+CAN_CHANGE = {"workers", "checkpoint_minutes", "run_dir", "stop_after"}
+"""Recipe keys that a resume may change: they do not touch the result."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: Its folder.
+        verdict: `healthy`, `weak` or `collapsed`, of the last epoch.
+        finished: False where it stopped early after collapsed epochs.
+    """
+
+    run: Path
+    verdict: str
+    finished: bool
+
+
+def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
+    """Trains an encoder as a recipe says.
+
+    Args:
+        recipe: Everything that determines the result.
+        resume: Go on with the run in `run_dir`, or with the newest of this name, from its last checkpoint; the result
+            equals that of a run that was never stopped, at an equal thread count.
+
+    Raises:
+        DataError: The data cannot be used, or there is no run to resume.
+        RecipeError: The run to resume has another recipe.
+    """
+    run = _resume_dir(recipe) if resume else _new_dir(recipe)
+    torch.set_num_threads(recipe.threads or available_cpus())
+    train_images, val_images = open_for_training(recipe.data, recipe.val_data)
+    if len(train_images) < recipe.batch_size:
+        raise DataError(
+            f"{recipe.data} has {len(train_images)} training images, fewer than batch_size = {recipe.batch_size}; "
+            "set a smaller batch_size"
+        )
+    recipe = replace(recipe, epochs=recipe.epochs_for(len(train_images)), run_dir=str(run))
+    run.mkdir(parents=True, exist_ok=True)
+    (run / RECIPE_FILE).write_text(recipe.to_toml(), encoding="utf-8")
+    return _Trainer(recipe, run, train_images, val_images).run_to_end()
+
+
+class _Trainer:
+    """The state of one run in one process."""
+
+    def __init__(self, recipe: Recipe, run: Path, images: ImageSet, val_images: ImageSet | None) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.images = images
+        self.device = pick_device()
+        self.precision = pick_precision(recipe.precision, self.device)
+        self.pre = recipe.model_config.preprocessing
+        self.model = make_model(recipe).to(self.device, memory_format=torch.channels_last)
+        self.optimiser = make_optimiser(self.model, recipe)
+        self.monitor = Monitor(images, val_images, self.pre, self.precision)
+        self.steps_per_epoch = len(images) // recipe.batch_size
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.progress = Progress()
+        if (run / CHECKPOINT_FILE).is_file():
+            self.progress = load_checkpoint(run, self.model, self.optimiser)
+        self.initial = Health(**self.progress.log[0]["health"]) if self.progress.log else None
+
+    def run_to_end(self) -> Outcome:
+        started, checkpointed = time.monotonic() - self.progress.seconds, time.monotonic()
+        if self.initial is None:
+            self.initial = self.monitor.measure(self.model, 1.0, 0.0)
+            self._log(0, self.initial, {"raw_pixel_knn": self.monitor.raw_pixel_knn()})
+            save_checkpoint(self.run, self.model, self.optimiser, self.progress)
+        self.model.train()
+        for batch in self._batches():
+            if len(batch.x1) > 1:
+                self._step(batch)
+            self._add(skipped=batch.skipped)
+            self.progress.step += 1
+            self.progress.seconds = time.monotonic() - started
+            epoch, within = divmod(self.progress.step, self.steps_per_epoch)
+            if within == 0:
+                self._end_epoch(epoch)
+            if within == 0 or time.monotonic() - checkpointed > 60 * self.recipe.checkpoint_minutes:
+                save_checkpoint(self.run, self.model, self.optimiser, self.progress)
+                checkpointed = time.monotonic()
+            if within == 0 and self._has_collapsed():
+                break
+        self._write_log()
+        return Outcome(self.run, self.progress.log[-1]["verdict"], self.progress.step == self.total_steps)
+
+    def _batches(self) -> Iterator[Batch]:
+        recipe, step = self.recipe, self.progress.step
+        if self._has_collapsed():
+            return
+        views = Views(self.images, recipe.augmentation, recipe.mixture, recipe.lam_alpha, recipe.seed)
+        order = Order(len(self.images), recipe.batch_size, recipe.epochs, recipe.seed, step)
+        loader = make_loader(views, order, recipe.workers)
+        with tqdm(total=self.total_steps, initial=step, unit="step", desc=self.run.name) as bar:
+            for batch in loader:
+                yield batch
+                bar.update()
+                if (count := self.progress.sums.get("steps", 0)) > 0:
+                    bar.set_postfix(loss=f"{self.progress.sums['loss'] / count:.3f}", refresh=False)
+
+    def _step(self, batch: Batch) -> None:
+        for group in self.optimiser.param_groups:
+            if group["decays"]:
+                group["lr"] = cosine_lr(self.progress.step, self.total_steps, self.recipe.peak_lr)
+        x1, x2 = (normalise(x.to(self.device), self.pre.mean, self.pre.std) for x in (batch.x1, batch.x2))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            out = self.model(x1, x2, batch.lam.to(self.device))
+        self.optimiser.zero_grad(set_to_none=True)
+        out.loss.backward()
+        self.optimiser.step()
+        # One transfer for all five: each costs a wait on a GPU.
+        values = torch.stack([out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1), max_bias(out.z_max)])
+        self._add(steps=1, **dict(zip(STEP_VALUES, values.tolist(), strict=True)))
+
+    def _add(self, **values: float) -> None:
+        for key, value in values.items():
+            self.progress.sums[key] = self.progress.sums.get(key, 0.0) + value
+
+    def _end_epoch(self, epoch: int) -> None:
+        sums, self.progress.sums = self.progress.sums, {}
+        count = max(sums.get("steps", 0), 1)
+        means = {key: sums.get(key, math.nan) / count for key in ("loss", "loss_sim", "loss_mix")}
+        health = self.monitor.measure(self.model, sums.get("z_std", 0) / count, sums.get("max_bias", 0) / count)
+        lr = cosine_lr(self.progress.step - 1, self.total_steps, self.recipe.peak_lr)
+        self._log(epoch, health, means | {"lr": lr, "skipped": int(sums["skipped"])})
+
+    def _log(self, epoch: int, health: Health, values: dict[str, Any]) -> None:
+        assert self.initial is not None
+        line = {
+            "epoch": epoch,
+            "step": self.progress.step,
+            "verdict": verdict(health, self.initial),
+            **values,
+            "rank_backbone_rel": health.rank_backbone / max(self.initial.rank_backbone, 1e-12),
+            "rank_z_rel": health.rank_z / max(self.initial.rank_z, 1e-12),
+            "health": asdict(health),
+            "seconds": round(self.progress.seconds, 3),
+        }
+        if epoch == 0:
+            line["run"] = _provenance(self.recipe, self.precision, self.device)
+        self.progress.log.append(line)
+        self._write_log()
+        knn = f", knn20 {health.knn20:.1%}" if health.knn20 is not None else ""
+        logger.info("epoch %d of %d: %s%s", epoch, self.recipe.epochs, line["verdict"], knn)
+        self._write_scalars(line)
+
+    def _write_log(self) -> None:
+        temporary = self.run / f"{LOG_FILE}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.progress.log), encoding="utf-8")
+        temporary.replace(self.run / LOG_FILE)
+
+    def _write_scalars(self, line: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        values = {k: v for k, v in (line | line["health"]).items() if isinstance(v, int | float)}
+        with SummaryWriter(str(self.run / "tensorboard"), purge_step=line["epoch"]) as writer:
+            for key, value in values.items():
+                writer.add_scalar(key, value, line["epoch"])
+
+    def _has_collapsed(self) -> bool:
+        last = [line["verdict"] for line in self.progress.log[1:]][-self.recipe.stop_after :]
+        collapsed = 0 < self.recipe.stop_after == len(last) and set(last) == {"collapsed"}
+        if collapsed:
+            logger.error("collapsed for %d epochs; stopped. Try: %s", len(last), "; or ".join(ADVICE))
+        return collapsed
+
+
+def make_model(recipe: Recipe) -> MixSiam:
+    """Builds a recipe's model from its seed, or around the backbone that `init` names."""
+    torch.manual_seed(recipe.seed)
+    backbone = Backbone(recipe.backbone, recipe.output_stride)
+    model = MixSiam(
+        backbone,
+        projector_layers=recipe.projector_layers,
+        projector_dim=recipe.projector_dim,
+        predictor_dim=recipe.predictor_dim,
+        w=recipe.mixture_weight,
+        target=recipe.target,
+    )
+    if recipe.init:
+        _load_init(backbone, recipe)
+    return model
+
+
+def make_optimiser(model: MixSiam, recipe: Recipe) -> torch.optim.SGD:
+    """SGD over all parameters; the predictor's learning rate stays constant (SimSiam, table 1, its best row)."""
+    encoder = [*model.backbone.parameters(), *model.projector.parameters()]
+    groups = [
+        {"params": encoder, "decays": True},
+        {"params": list(model.predictor.parameters()), "decays": False},
+    ]
+    return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=MOMENTUM, weight_decay=recipe.weight_decay, fused=True)
+
+
+def cosine_lr(step: int, total_steps: int, peak: float) -> float:
+    """Cosine from `peak` at step 0 to 0 at `total_steps`, without warm-up (SimSiam, section 4)."""
+    return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+
+
+def pick_device() -> torch.device:
+    """The best device here: cuda, mps or cpu. Only cpu has been run."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(asked: str, device: torch.device) -> str:
+    """Resolves `auto`: bf16 where the hardware computes it, else fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+def _load_init(backbone: Backbone, recipe: Recipe) -> None:
+    from mixsiam_hub.hub import resolve
+    from mixsiam_hub.torch_backend import load_backbone
+
+    folder = resolve(recipe.init)
+    found = (folder.config.architecture, folder.config.output_stride)
+    if found != (recipe.backbone, recipe.output_stride):
+        raise RecipeError(
+            f"init {recipe.init} is a {found[0]} of output_stride {found[1]}; set backbone = {found[0]!r} and "
+            f"output_stride = {found[1]}"
+        )
+    backbone.load_state_dict(load_backbone(folder).state_dict())
+
+
+def _new_dir(recipe: Recipe) -> Path:
+    run = Path(recipe.run_dir or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if run.exists() and any(run.iterdir()):
+        raise DataError(f"{run} is not empty; add --resume to go on with it, or choose another run_dir")
+    return run
+
+
+def _resume_dir(recipe: Recipe) -> Path:
+    runs = [Path(recipe.run_dir)] if recipe.run_dir else sorted(Path("runs").glob(f"{recipe.name}-*"))
+    if not runs or not (runs[-1] / RECIPE_FILE).is_file():
+        raise DataError(f"no run of {recipe.name} to resume; leave --resume out, or --set run_dir=FOLDER")
+    stored, given = asdict(run_recipe(runs[-1])), asdict(recipe)
+    given["epochs"] = given["epochs"] or stored["epochs"]
+    if different := sorted(key for key in given if key not in CAN_CHANGE and given[key] != stored[key]):
+        raise RecipeError(f"{runs[-1]} was started with another {', '.join(different)}; see its {RECIPE_FILE}")
+    return runs[-1]
+
+
+def _provenance(recipe: Recipe, precision: str, device: torch.device) -> dict[str, Any]:
+    keys = asdict(recipe)
+    del keys["run_dir"]
+    # The data's name travels with the weights; where they lay does not.
+    keys |= {
+        key: f"{Path(where).name}{colons}{part}"
+        for key in ("data", "val_data", "init")
+        for where, colons, part in [str(keys[key]).partition("::")]
+    }
+    return {
+        "recipe": {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()},
+        "precision": precision,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "hardware": f"{platform.machine()}, {available_cpus()} CPUs",
+        "versions": {
+            "mixsiam-hub": __version__,
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,38 @@
+"""The objective's parts, as functions of projections z and predictions p, both (N, D).
+
+From the paper's abstract (arXiv 2111.02679): the target is the element-wise maximum of the two views' representations,
+the mixture is of two views of one instance, and both stand beside the siamese loss. Ours, since neither the abstract
+nor any released code fixes it: the maximum is taken of the projector's outputs before any L2 normalisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+TARGETS = ("max", "mean", "max-centred")
+
+
+def negative_cosine(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """D(p, z) = - mean over n of cos(p_n, z_n) (SimSiam, arXiv 2011.10566, equation 1), in float32, in [-1, 1].
+
+    The stop-gradient stands at the call: pass z detached.
+    """
+    return -functional.cosine_similarity(p.float(), z.float(), dim=1).mean()
+
+
+def discriminative_target(z1: torch.Tensor, z2: torch.Tensor, kind: str = "max") -> torch.Tensor:
+    """Combines the projections of two views into the mixture's target, (N, D) float32.
+
+    Args:
+        z1: Projections of x1.
+        z2: Projections of x2.
+        kind: `max`, the paper's; two ablations: `mean`, and `max-centred`, the maximum minus its mean over the batch.
+            The maximum of two zero-mean vectors is not zero-mean: a bias of the predictor alone can win part of the
+            loss.
+    """
+    z1, z2 = z1.float(), z2.float()
+    if kind == "mean":
+        return (z1 + z2) / 2
+    z_max = torch.maximum(z1, z2)
+    return z_max - z_max.mean(dim=0, keepdim=True) if kind == "max-centred" else z_max
