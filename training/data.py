@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -129,7 +130,7 @@ def _parquet_files(where: str) -> list[Path]:
     path = Path(where).expanduser()
     if path.is_dir():
         return sorted(path.glob("*.parquet"))
-    return expand([where]) if where.endswith(".parquet") else []
+    return [Path(match) for match in sorted(glob(str(path)))] if where.endswith(".parquet") else []
 
 
 def _parquet(name: str, paths: Sequence[Path]) -> ImageSet:

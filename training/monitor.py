@@ -83,6 +83,9 @@ class Monitor:
         *layers, last_norm = model.projector
         before = _apply(nn.Sequential(*layers), features[:RANK_IMAGES])
         z = _apply(last_norm, before)
+        if not (np.isfinite(features).all() and np.isfinite(z).all()):
+            model.train(was_training)
+            return Health(math.nan, math.nan, math.nan, math.nan, z_std, max_bias)
         variance = before.var(axis=0) / last_norm.eps
         knn: dict[int, float] = {}
         if self._queries is not None and self._bank_labels is not None and self._query_labels is not None:
@@ -145,17 +148,18 @@ def max_bias(z_max: torch.Tensor) -> torch.Tensor:
 def verdict(now: Health, initial: Health) -> str:
     """Judges an encoder: `healthy`, `weak` or `collapsed`.
 
-    Collapsed: features or projections of rank near 1, units that no longer vary before the last BatchNorm (their
-    variance under its eps: what it then amplifies is noise), or projections that hardly differ. Weak: most of the rank
-    at initialisation is lost, some units are dead, the maximum's mean dominates the target, or the kNN fell below
-    where random weights stood.
+    Collapsed: numbers that are not finite, features or projections of rank near 1, units that no longer vary before
+    the last BatchNorm (their variance under its eps: what it then amplifies is noise), or projections that hardly
+    differ. Weak: most of the rank at initialisation is lost, some units are dead, the maximum's mean dominates the
+    target, or the kNN fell below where random weights stood.
 
     Args:
         now: Of the epoch.
         initial: Of the same model before training.
     """
-    ranks = min(now.rank_backbone, now.rank_z)
-    if not math.isfinite(ranks) or ranks < 2 or now.pre_bn_var_median < 1 or now.z_std < 0.1:
+    is_finite = all(math.isfinite(value) for value in vars(now).values() if value is not None)
+    lost_all = now.rank_backbone < 2 or now.rank_z < 2 or now.pre_bn_var_median < 1 or now.z_std < 0.1
+    if lost_all or not is_finite:
         return "collapsed"
     lost_rank = now.rank_backbone < initial.rank_backbone / 4 or now.rank_z < initial.rank_z / 4
     lost_knn = now.knn20 is not None and initial.knn20 is not None and now.knn20 < 0.9 * initial.knn20

@@ -1,0 +1,184 @@
+"""Where images come from, and that batches are a function of (seed, epoch, index) and of nothing else."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pa = pytest.importorskip("pyarrow", reason="needs the extra train")
+
+import pyarrow.parquet as pq
+
+from mixsiam_hub.errors import DataError, ImageError
+from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.training.augment import Augmentation
+from mixsiam_hub.training.data import (
+    Batch,
+    Order,
+    Views,
+    collate,
+    make_loader,
+    normalise,
+    open_for_training,
+    open_images,
+)
+
+HOW = Augmentation(16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """24 images in two classes, one of them nested deeper."""
+    for i, (name, image) in enumerate(draw_samples(24).items()):
+        place = tmp_path / "images" / ("cats/indoor" if i % 3 == 0 else "dogs")
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / name)
+    return tmp_path / "images"
+
+
+def encode(image: object, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format)  # type: ignore[attr-defined]
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, *, labels: bool = True, plain: bool = False) -> list[bytes]:
+    encoded = [encode(image) for image in draw_samples(12).values()]
+    image = encoded if plain else [{"bytes": b, "path": None} for b in encoded]
+    columns = {"image": image} | ({"label": [i % 3 for i in range(12)]} if labels else {})
+    pq.write_table(pa.table(columns), path, row_group_size=5)
+    return encoded
+
+
+def batches(data: str | Path, workers: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
+    images = open_images(str(data))
+    views = Views(images, HOW, options.get("mixture", "linear"), 1.0, seed=3)  # type: ignore[arg-type]
+    return list(make_loader(views, Order(len(images), 4, 2, 3, first_step), workers))
+
+
+def test_folder_is_searched_and_its_first_level_is_the_label(folder: Path) -> None:
+    images = open_images(str(folder))
+    assert len(images) == 24
+    assert images.labels is not None
+    assert np.bincount(images.labels).tolist() == [8, 16]
+    assert images[0].mode == "RGB"
+
+
+def test_flat_folder_has_no_labels(folder: Path) -> None:
+    assert open_images(str(folder / "dogs")).labels is None
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_parquet_struct_and_plain_bytes(tmp_path: Path, plain: bool) -> None:
+    write_parquet(tmp_path / "a.parquet", plain=plain)
+    images = open_images(str(tmp_path / "a.parquet"))
+    expected = [np.asarray(image) for image in draw_samples(12).values()]
+    assert all(np.array_equal(np.asarray(images[i]), expected[i]) for i in range(12))
+    assert images.labels is not None
+    assert images.labels.tolist() == [i % 3 for i in range(12)]
+
+
+def test_folder_of_parquet_files_is_one_set(tmp_path: Path) -> None:
+    for name in ("train-0.parquet", "train-1.parquet"):
+        write_parquet(tmp_path / name, labels=False)
+    assert len(open_images(str(tmp_path))) == 24
+    assert len(open_images(str(tmp_path / "train-*.parquet"))) == 24
+    assert open_images(str(tmp_path)).labels is None
+
+
+def test_parquet_without_images_says_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"no column 'image'; it has picture"):
+        open_images(str(tmp_path / "a.parquet"))
+    (tmp_path / "b.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=r"b\.parquet"):
+        open_images(str(tmp_path / "b.parquet"))
+
+
+def test_parts_of_the_split_are_disjoint_whole_and_fixed() -> None:
+    whole, train, val = (open_images(spec) for spec in ("digits", "digits::train", "digits::val"))
+    assert len(val) == len(whole) // 10
+    assert np.array_equal(np.sort(np.concatenate([train.indices, val.indices])), whole.indices)
+    assert np.array_equal(val.indices, open_images("digits::val").indices)
+    assert val.labels is not None
+    assert whole.labels is not None
+    assert np.array_equal(val.labels, whole.labels[val.indices])
+    assert len(np.unique(val.labels)) == 10
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "digits::test", "nowhere/*.parquet"])
+def test_what_is_not_there_is_named(spec: str) -> None:
+    with pytest.raises(DataError, match=spec.replace("*", r"\*") if "::" not in spec else "train and val"):
+        open_images(spec)
+
+
+def test_training_and_validation(folder: Path) -> None:
+    train, val = open_for_training("digits", "split")
+    assert val is not None
+    assert not set(train.indices) & set(val.indices)
+    assert open_for_training(str(folder / "dogs"), "split")[1] is None
+    with pytest.raises(DataError, match="no labels"):
+        open_for_training("digits", str(folder / "dogs"))
+    with pytest.raises(DataError, match="--data"):
+        open_for_training("", "")
+    with pytest.raises(DataError, match="part of a split"):
+        open_for_training("digits::train", "split")
+
+
+def test_batches_do_not_depend_on_workers(folder: Path) -> None:
+    alone, shared = batches(folder), batches(folder, workers=2)
+    assert len(alone) == len(shared) == 12
+    for a, b in zip(alone, shared, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+
+
+def test_batches_can_start_in_the_middle_of_an_epoch(folder: Path) -> None:
+    for a, b in zip(batches(folder)[7:], batches(folder, first_step=7), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+
+
+def test_epochs_differ_in_order_and_views() -> None:
+    order = list(Order(10, 5, 2, seed=0))
+    first, second = [[position for batch in order[i : i + 2] for _, position in batch] for i in (0, 2)]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    views = Views(open_images("digits"), HOW, "linear", 1.0, seed=0)
+    one, two = views[0, 5], views[1, 5]
+    assert one is not None
+    assert two is not None
+    assert not np.array_equal(one[0], two[0])
+    assert not np.array_equal(one[0], one[1])
+    assert one[2] != two[2]
+
+
+def test_the_mixture_leaves_the_views_as_they_were(folder: Path) -> None:
+    for a, b in zip(batches(folder), batches(folder, mixture="cutmix"), strict=True):
+        assert torch.equal(a.x1, b.x1)
+        assert torch.equal(a.x2, b.x2)
+        assert a.lam.shape != b.lam.shape
+
+
+def test_corrupt_images_are_left_out_and_counted(folder: Path) -> None:
+    broken = sorted((folder / "dogs").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ImageError, match=broken.name):
+        open_images(str(broken.parent))[3]
+    found = batches(folder)
+    assert sum(batch.skipped for batch in found) == 2  # once an epoch
+    assert {len(batch.x1) + batch.skipped for batch in found} == {4}
+    assert collate([None, None]).skipped == 2
+
+
+def test_normalise_equals_the_deployed_preprocessing() -> None:
+    from mixsiam_hub.config import Preprocessing
+    from mixsiam_hub.preprocess import normalise as deployed
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    pre = Preprocessing(8)
+    ours = normalise(torch.from_numpy(pixels), pre.mean, pre.std)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert np.allclose(ours.numpy(), deployed(pixels, pre), atol=2e-6)

@@ -1,0 +1,223 @@
+"""A run folder: what it holds, that it resumes exactly, and that a kill at any moment loses nothing but time."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("sklearn", reason="needs the extra train")
+pytest.importorskip("tensorboard", reason="needs the extra train")
+
+from mixsiam_hub.errors import DataError, RecipeError
+from mixsiam_hub.training import loop
+from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
+from mixsiam_hub.training.config import Recipe, load_recipe
+from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
+
+OVERRIDES = ["epochs=2", "batch_size=400", "threads=1", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
+
+
+def recipe(run: Path, *more: str) -> Recipe:
+    """Four steps an epoch of the digits, 32 px."""
+    return load_recipe("digits", [*OVERRIDES, f'run_dir="{run}"', *more])
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+        line.pop("run", None)
+    return lines
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Equal weights, optimiser state and log, but for the time it took."""
+    one, two = read_checkpoint(a), read_checkpoint(b)
+    assert one["step"] == two["step"]
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, two["model"][name]), name
+    for index, state in one["optimiser"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], two["optimiser"]["state"][index]["momentum_buffer"])
+    assert log(a) == log(b)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    outcome = train(recipe(run))
+    assert outcome.finished
+    return run
+
+
+def test_run_folder_holds_recipe_log_and_checkpoint(whole_run: Path) -> None:
+    assert {path.name for path in whole_run.iterdir()} == {"recipe.toml", "log.jsonl", "checkpoint.pt", "tensorboard"}
+    lines = log(whole_run)
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert [line["step"] for line in lines] == [0, 4, 8]
+    health = {"rank_backbone", "rank_z", "pre_bn_var_min", "pre_bn_var_median", "z_std", "max_bias", "knn20", "knn200"}
+    for line in lines[1:]:
+        assert health == set(line["health"])
+        assert {"loss", "loss_sim", "loss_mix", "verdict", "lr", "skipped", "rank_z_rel"} <= set(line)
+        assert line["loss"] == pytest.approx(line["loss_sim"] + line["loss_mix"], abs=1e-5)
+    assert load_recipe(str(whole_run / "recipe.toml")) == recipe(whole_run)
+
+
+class Stop(Exception):
+    """Stands in for a crash."""
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+def test_resume_equals_the_uninterrupted_run(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Stopped in the middle of an epoch and at its end; a checkpoint at every step, the last one before the crash."""
+    run = tmp_path / "stopped"
+    step = loop._Trainer._step
+    counted = iter(range(100))
+
+    def step_then_stop(trainer: Any, batch: Any) -> None:
+        if next(counted) == stop_at:
+            raise Stop
+        step(trainer, batch)
+
+    monkeypatch.setattr(loop._Trainer, "_step", step_then_stop)
+    with pytest.raises(Stop):
+        train(recipe(run, "checkpoint_minutes=1e-9"))
+    monkeypatch.undo()
+    assert read_checkpoint(run)["step"] == stop_at
+    outcome = train(recipe(run), resume=True)
+    assert outcome.finished
+    assert_same_run(whole_run, run)
+
+
+def test_finished_run_resumes_to_itself(whole_run: Path) -> None:
+    before = read_checkpoint(whole_run)["model"]
+    assert train(recipe(whole_run), resume=True).finished
+    after = read_checkpoint(whole_run)["model"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_killed_run_resumes_exactly(whole_run: Path, tmp_path: Path, seed: int) -> None:
+    """kill -9 at random moments, checkpoints at every step, until the run gets through."""
+    run = tmp_path / "killed"
+    code = (
+        "import sys; from mixsiam_hub.training.config import load_recipe; from mixsiam_hub.training.loop import train; "
+        "from pathlib import Path; r = load_recipe('digits', sys.argv[2:]); "
+        "train(r, resume=(Path(sys.argv[1]) / 'recipe.toml').is_file())"
+    )
+    command = [sys.executable, "-c", code, str(run), *OVERRIDES, f'run_dir="{run}"', "checkpoint_minutes=1e-9"]
+    rng = random.Random(seed)
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + (rng.uniform(3, 14) if attempt < 4 else 600)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert process.returncode == 0
+    assert kills
+    assert_same_run(whole_run, run)
+
+
+def test_resume_wants_the_same_recipe(whole_run: Path) -> None:
+    with pytest.raises(RecipeError, match="another lr"):
+        train(recipe(whole_run, "lr=0.5"), resume=True)
+
+
+def test_a_used_folder_is_not_overwritten(whole_run: Path) -> None:
+    with pytest.raises(DataError, match="--resume"):
+        train(recipe(whole_run))
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no run of digits to resume"):
+        train(load_recipe("digits"), resume=True)
+
+
+def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="fewer than batch_size"):
+        train(recipe(tmp_path / "run", "batch_size=5000"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_collapsed_run_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "verdict", lambda now, initial: "collapsed")
+    outcome = train(recipe(tmp_path / "run", "epochs=5", "stop_after=2"))
+    assert not outcome.finished
+    assert outcome.verdict == "collapsed"
+    assert [line["epoch"] for line in log(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_simsiam_trains_without_mixture(tmp_path: Path) -> None:
+    train(recipe(tmp_path / "run", "method=simsiam", "epochs=1"))
+    line = log(tmp_path / "run")[-1]
+    assert line["loss_mix"] == 0
+    assert line["loss"] == line["loss_sim"]
+
+
+def test_checkpoint_is_never_unpickled(tmp_path: Path, whole_run: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "owned",)
+
+    (tmp_path / CHECKPOINT_FILE).write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read"):
+        read_checkpoint(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_trained_encoder_carries_clean_statistics(whole_run: Path) -> None:
+    encoder = load_encoder(whole_run)
+    trained = read_checkpoint(whole_run)["model"]
+    for name, tensor in encoder.backbone.state_dict().items():
+        is_statistic = "running" in name or "num_batches" in name
+        assert torch.equal(tensor, trained[f"backbone.{name}"]) != is_statistic, name
+    again = load_encoder(whole_run).backbone.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in encoder.backbone.state_dict().items())
+    assert not encoder.backbone.training
+    assert encoder.provenance["recipe"]["data"] == "digits"
+    assert str(whole_run.parent) not in json.dumps(encoder.provenance)
+
+
+def test_no_run_no_encoder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run folder"):
+        load_encoder(tmp_path)
+
+
+def test_schedule_is_a_cosine_to_zero_and_spares_the_predictor() -> None:
+    assert cosine_lr(0, 100, 0.5) == 0.5
+    assert cosine_lr(50, 100, 0.5) == pytest.approx(0.25)
+    assert cosine_lr(100, 100, 0.5) == pytest.approx(0)
+    model = make_model(load_recipe("digits"))
+    groups = make_optimiser(model, load_recipe("digits")).param_groups
+    assert [group["decays"] for group in groups] == [True, False]
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in model.predictor.parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_initialisation_is_the_seeds() -> None:
+    base = load_recipe("digits")
+    one, two, other = make_model(base), make_model(base), make_model(replace(base, seed=1))
+    states = [m.state_dict() for m in (one, two, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["backbone.conv1.weight"], states[2]["backbone.conv1.weight"])
+    assert float(states[0]["backbone.layer1.0.bn2.weight"].abs().max()) == 0

@@ -1,0 +1,154 @@
+"""The verdict tells planted failures from a healthy encoder; each health number equals its definition."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("sklearn", reason="needs the extra train")
+
+from torch import nn
+
+from mixsiam_hub.config import Preprocessing
+from mixsiam_hub.training.data import open_images
+from mixsiam_hub.training.knn import knn_accuracy
+from mixsiam_hub.training.model import MixSiam
+from mixsiam_hub.training.monitor import (
+    MAX_BIAS,
+    Health,
+    Monitor,
+    effective_rank,
+    max_bias,
+    raw_pixels,
+    verdict,
+    z_std,
+)
+
+PRE = Preprocessing(16)
+
+
+class Planted(nn.Module):
+    """An encoder whose features are what a test makes of the flattened pixels, (N, 768) -> (N, dim)."""
+
+    dim = 64
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.kind = kind
+        self.linear = nn.Linear(3 * 16 * 16, self.dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.linear(x.flatten(1))
+        if self.kind == "constant":
+            return torch.ones_like(features) + 1e-6 * features
+        if self.kind == "rank 1":
+            return features[:, :1] * torch.linspace(-1, 1, self.dim)
+        return features
+
+
+def measure(kind: str) -> Health:
+    """Health of a planted encoder whose projector has seen it, so that its statistics fit."""
+    torch.manual_seed(0)
+    model = MixSiam(Planted(kind), projector_layers=2, projector_dim=64, predictor_dim=16)  # type: ignore[arg-type]
+    images = open_images("digits::train")
+    x = torch.stack([torch.from_numpy(np.array(images[i].resize((16, 16)))) for i in range(512)])
+    x = x.permute(0, 3, 1, 2).float() / 255
+    model.train()
+    out = model
+    with torch.no_grad():
+        for _ in range(60):
+            out = model(x, x, torch.ones(512, 1, 1, 1))
+    monitor = Monitor(images, open_images("digits::val"), PRE, "fp32")
+    return monitor.measure(model, float(z_std(out.z1)), float(max_bias(out.z_max)))
+
+
+def test_the_verdict_tells_planted_failures_from_a_healthy_encoder() -> None:
+    healthy, rank_1, constant = measure("healthy"), measure("rank 1"), measure("constant")
+    initial = healthy
+    assert verdict(healthy, initial) == "healthy"
+    assert verdict(rank_1, initial) == "collapsed"
+    assert verdict(constant, initial) == "collapsed"
+    assert rank_1.rank_backbone == pytest.approx(1, abs=0.05)
+    assert constant.pre_bn_var_median < 1
+    assert healthy.pre_bn_var_min > 1
+    # This is why the verdict never rests on z_std: both failures look fine by it.
+    assert rank_1.z_std > 0.5
+
+
+def test_weak_signs_are_seen_one_by_one() -> None:
+    good = Health(100, 100, 1e3, 1e4, 1.0, 0.3, 0.5, 0.5)
+    assert verdict(good, good) == "healthy"
+    for change in (
+        {"rank_backbone": 20.0},
+        {"rank_z": 20.0},
+        {"pre_bn_var_min": 0.5},
+        {"max_bias": MAX_BIAS + 0.05},
+        {"z_std": 0.4},
+        {"knn20": 0.3},
+    ):
+        assert verdict(Health(**(vars(good) | change)), good) == "weak", change
+    assert verdict(Health(**(vars(good) | {"rank_z": math.nan})), good) == "collapsed"
+
+
+def test_effective_rank_of_known_matrices() -> None:
+    assert effective_rank(np.eye(8, dtype=np.float32)) == pytest.approx(8)
+    assert effective_rank(np.ones((8, 5), np.float32)) == pytest.approx(1, abs=1e-4)
+    assert effective_rank(np.zeros((4, 4), np.float32)) == 0
+    p = np.array([3, 1]) / 4
+    assert effective_rank(np.diag([3, 1]).astype(np.float32)) == pytest.approx(math.exp(-(p * np.log(p)).sum()))
+
+
+def test_z_std_and_max_bias_of_known_batches() -> None:
+    z = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    assert float(z_std(z)) == pytest.approx(1, abs=0.02)
+    assert float(z_std(torch.ones(10, 64))) == pytest.approx(0, abs=1e-6)
+    other = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1))
+    assert float(max_bias(torch.maximum(z, other))) == pytest.approx(math.sqrt(1 / math.pi), abs=0.01)
+    assert float(max_bias(z)) == pytest.approx(0, abs=0.01)
+    assert float(max_bias(torch.ones(3, 8))) == pytest.approx(1)
+
+
+def test_monitor_leaves_the_model_as_it_was() -> None:
+    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    Monitor(open_images("digits::val"), None, PRE, "fp32").measure(model, 1.0, 0.0)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_diverged_model_is_collapsed_not_a_crash() -> None:
+    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)  # type: ignore[arg-type]
+    monitor = Monitor(open_images("digits::train"), open_images("digits::val"), PRE, "fp32")
+    initial = monitor.measure(model, 1.0, 0.0)
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    assert verdict(monitor.measure(model, math.nan, math.nan), initial) == "collapsed"
+
+
+def test_raw_pixels_are_centred_16_px_images() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    flat = raw_pixels(pixels)
+    assert flat.shape == (3, 16 * 16 * 3)
+    assert np.allclose(flat.mean(axis=1), 0, atol=1e-3)
+    top_left = pixels[0, :2, :2, 0].mean() - pixels[0].reshape(-1).mean()
+    assert flat[0, 0] == pytest.approx(top_left, abs=1e-2)
+
+
+def test_knn_equals_the_votes_counted_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = (rng.normal(size=(n, 5)).astype(np.float32) for n in (40, 15))
+    bank_labels, labels = rng.integers(0, 3, 40), rng.integers(0, 3, 15)
+    for k in (1, 5, 40):
+        right = 0
+        for query, label in zip(queries, labels, strict=True):
+            cosines = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+            votes = np.zeros(3)
+            for i in sorted(range(40), key=lambda i: -cosines[i])[:k]:
+                votes[bank_labels[i]] += math.exp(cosines[i] / 0.1)
+            right += int(votes.argmax() == label)
+        assert knn_accuracy(bank, bank_labels, queries, labels, (k,))[k] == pytest.approx(right / 15)

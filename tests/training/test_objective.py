@@ -1,0 +1,215 @@
+"""The objective against its literal formula, and what method and paper demand of its gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+
+from torch import nn
+
+from mixsiam_hub.training import losses, mixing
+from mixsiam_hub.training import model as model_module
+from mixsiam_hub.training.losses import discriminative_target, negative_cosine
+from mixsiam_hub.training.mixing import draw_lam, mix
+from mixsiam_hub.training.model import MixSiam
+from mixsiam_hub.training.streams import Purpose, stream
+
+
+class TinyBackbone(nn.Module):
+    """Stands in for a ResNet: one convolution and its BatchNorm, pooled."""
+
+    dim = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, self.dim, 3)
+        self.norm = nn.BatchNorm2d(self.dim)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3))
+
+
+def make_model(**options: object) -> MixSiam:
+    torch.manual_seed(0)
+    return MixSiam(TinyBackbone(), projector_layers=2, projector_dim=16, predictor_dim=4, **options)  # type: ignore[arg-type]
+
+
+def make_batch(n: int = 8, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x1, x2 = torch.randn(2, n, 3, 8, 8, generator=generator)
+    return x1, x2, torch.rand(n, 1, 1, 1, generator=generator)
+
+
+def gradients(model: MixSiam) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def literal_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    dot = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+    return dot / (sum(float(x) ** 2 for x in a) ** 0.5 * sum(float(y) ** 2 for y in b) ** 0.5)
+
+
+@pytest.mark.parametrize("target", losses.TARGETS)
+@pytest.mark.parametrize("w", [0.5, 1.0])
+def test_forward_equals_the_literal_formula(target: str, w: float) -> None:
+    model = make_model(w=w, target=target)
+    x1, x2, lam = make_batch()
+    with torch.no_grad():
+        out = model(x1, x2, lam)
+        f = [model.projector(model.backbone(x)) for x in (x1, x2)]
+        x_m = torch.stack([lam[n] * x1[n] + (1 - lam[n]) * x2[n] for n in range(len(x1))])
+        p1, p2, p_m = (model.predictor(z) for z in (*f, model.projector(model.backbone(x_m))))
+    z1, z2 = f
+    n, d = z1.shape
+    goal = torch.empty_like(z1)
+    for i in range(n):
+        for j in range(d):
+            a, b = z1[i, j], z2[i, j]
+            goal[i, j] = (a + b) / 2 if target == "mean" else (a if a > b else b)
+    if target == "max-centred":
+        for j in range(d):
+            goal[:, j] -= sum(goal[i, j] for i in range(n)) / n
+    sim = -sum(literal_cosine(p1[i], z2[i]) + literal_cosine(p2[i], z1[i]) for i in range(n)) / (2 * n)
+    mixture = -sum(literal_cosine(p_m[i], goal[i]) for i in range(n)) / n
+    assert float(out.loss_sim) == pytest.approx(sim, abs=1e-5)
+    assert float(out.loss_mix) == pytest.approx(mixture, abs=1e-5)
+    assert float(out.loss) == pytest.approx(sim + w * mixture, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", losses.TARGETS)
+def test_targets_pass_no_gradient(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    x1, x2, lam = make_batch()
+    model = make_model(target=target)
+    seen: list[torch.Tensor] = []
+
+    def record(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        seen.append(z.detach().clone())
+        return negative_cosine(p, z)
+
+    monkeypatch.setattr(model_module, "negative_cosine", record)
+    model(x1, x2, lam).loss.backward()
+    expected = gradients(model)
+
+    constants = iter(seen)
+    monkeypatch.setattr(model_module, "negative_cosine", lambda p, z: negative_cosine(p, next(constants)))
+    again = make_model(target=target)
+    again(x1, x2, lam).loss.backward()
+    assert len(seen) == 3
+    assert all(torch.equal(a, b) for a, b in zip(expected, gradients(again), strict=True))
+
+
+def test_the_stop_gradient_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without stop-gradient the gradient differs, so the equality above is no accident."""
+    x1, x2, lam = make_batch()
+    model, leaky = make_model(), make_model()
+    model(x1, x2, lam).loss.backward()
+    monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
+    loss = leaky(x1, x2, lam).loss
+    monkeypatch.undo()
+    loss.backward()
+    assert not all(torch.allclose(a, b) for a, b in zip(gradients(model), gradients(leaky), strict=True))
+
+
+def test_lam_one_gives_x1_and_lam_zero_gives_x2() -> None:
+    x1, x2, lam = make_batch()
+    assert torch.equal(mix(x1, x2, torch.ones_like(lam)), x1)
+    assert torch.equal(mix(x1, x2, torch.zeros_like(lam)), x2)
+
+
+def test_mixture_is_of_the_same_image() -> None:
+    x1, x2, lam = make_batch()
+    order = torch.randperm(len(x1), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(mix(x1, x2, lam)[order], mix(x1[order], x2[order], lam[order]))
+
+
+def test_w_zero_is_simsiam() -> None:
+    """Loss, gradient and weights after some steps equal a SimSiam written out here, and no third pass is paid."""
+    mixsiam, simsiam = make_model(w=0.0), make_model(w=0.0)
+    optimisers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (mixsiam, simsiam)]
+    for step in range(4):
+        x1, x2, lam = make_batch(seed=step)
+        loss = mixsiam(x1, x2, lam).loss
+        z1, z2 = simsiam.projector(simsiam.backbone(x1)), simsiam.projector(simsiam.backbone(x2))
+        p1, p2 = simsiam.predictor(z1), simsiam.predictor(z2)
+        cosine = nn.functional.cosine_similarity
+        reference = -(cosine(p1, z2.detach()).mean() + cosine(p2, z1.detach()).mean()) / 2
+        assert loss.item() == reference.item()
+        for optimiser, value in zip(optimisers, (loss, reference), strict=True):
+            optimiser.zero_grad()
+            value.backward()
+        assert all(torch.equal(a, b) for a, b in zip(gradients(mixsiam), gradients(simsiam), strict=True))
+        for optimiser in optimisers:
+            optimiser.step()
+    states = zip(mixsiam.state_dict().values(), simsiam.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+    assert mixsiam.backbone.passes == 2 * 4
+
+
+def test_running_statistics_are_of_views_alone() -> None:
+    x1, x2, lam = make_batch()
+    with_mixture, without = make_model(w=1.0), make_model(w=0.0)
+    with_mixture(x1, x2, lam)
+    without(x1, x2, lam)
+    for (name, a), (_, b) in zip(with_mixture.named_buffers(), without.named_buffers(), strict=True):
+        if not name.startswith("predictor"):
+            assert torch.equal(a, b), name
+    assert all(m.track_running_stats for m in with_mixture.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d))
+
+
+def test_mixture_is_normalised_by_its_own_batch() -> None:
+    model = make_model()
+    x1, x2, lam = make_batch()
+    seen: list[torch.Tensor] = []
+    model.projector[-1].register_forward_hook(lambda _module, _args, out: seen.append(out.detach()))
+    model(x1, x2, lam)
+    assert len(seen) == 3
+    for z in seen:
+        assert torch.allclose(z.mean(dim=0), torch.zeros(z.shape[1]), atol=1e-5)
+
+
+def test_negative_cosine_is_float32_and_bounded() -> None:
+    p = torch.randn(5, 7, dtype=torch.bfloat16)
+    assert negative_cosine(p, p).dtype == torch.float32
+    assert float(negative_cosine(p, p)) == pytest.approx(-1, abs=1e-6)
+    assert float(negative_cosine(p, -p)) == pytest.approx(1, abs=1e-6)
+
+
+def test_max_target_of_unrelated_views_is_biased_and_its_centred_form_is_not() -> None:
+    z1, z2 = torch.randn(2, 4000, 64, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(64)
+    cosine = nn.functional.cosine_similarity
+    assert float(cosine(discriminative_target(z1, z2), ones, dim=1).mean()) == pytest.approx(0.56, abs=0.02)
+    assert abs(float(cosine(discriminative_target(z1, z2, "max-centred"), ones, dim=1).mean())) < 0.02
+
+
+@pytest.mark.parametrize("mixture", mixing.MIXTURES)
+def test_lam_has_its_shape_range_and_mean(mixture: str) -> None:
+    draws = [draw_lam(mixture, 1.0, 16, stream(0, Purpose.MIXTURE, 0, i)) for i in range(400)]
+    assert {d.shape for d in draws} == {(1, 1, 1) if mixture == "linear" else (1, 16, 16)}
+    assert all(d.dtype == np.float32 and d.min() >= 0 and d.max() <= 1 for d in draws)
+    assert 0.4 < np.mean([d.mean() for d in draws]) < 0.75
+    assert len({d.tobytes() for d in draws}) > 300
+
+
+def test_cutmix_pastes_one_box_of_x2() -> None:
+    mask = torch.from_numpy(draw_lam("cutmix", 1.0, 16, stream(0, Purpose.MIXTURE, 0, 7)))[None]
+    x1, x2 = torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)
+    pasted = mix(x1, x2, mask)[0, 0].bool()
+    rows, columns = pasted.any(dim=1), pasted.any(dim=0)
+    assert torch.equal(pasted, rows[:, None] & columns[None, :])
+    for edge in (rows, columns):
+        assert int((edge[1:] != edge[:-1]).sum()) <= 2
+
+
+def test_heads_are_simsiams() -> None:
+    model = copy.deepcopy(make_model())
+    assert [type(layer) for layer in model.projector] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
+    assert not model.projector[-1].affine
+    assert [type(layer) for layer in model.predictor] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert model.predictor[-1].bias is not None

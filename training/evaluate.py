@@ -1,0 +1,187 @@
+"""How good are the features? kNN and linear probe on labelled images, beside the floors that a figure needs.
+
+The test images choose nothing: k, the probe's regularisation and the preprocessing are fixed beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from mixsiam_hub.config import ModelConfig, Preprocessing, fingerprint
+from mixsiam_hub.errors import DataError
+from mixsiam_hub.hub import resolve
+from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.torch_backend import load_backbone
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, load_encoder
+from mixsiam_hub.training.data import ImageSet, open_images
+from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
+from mixsiam_hub.training.knn import knn_accuracy
+from mixsiam_hub.training.monitor import effective_rank, raw_pixels
+
+RAW = "raw pixels"
+RANDOM = "random weights"
+CLEARS_BY = 0.05
+"""An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
+PROBE_ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the two parts of one evaluation, with their classes.
+
+    Attributes:
+        train: (M, D) float32.
+        train_labels: (M,) int64.
+        test: (N, D) float32.
+        test_labels: (N,) int64.
+    """
+
+    train: NDArray[np.float32]
+    train_labels: NDArray[np.int64]
+    test: NDArray[np.float32]
+    test_labels: NDArray[np.int64]
+
+
+def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict[str, Any]:
+    """Evaluates an encoder and its floors, and adds the result to report.json and report.png.
+
+    Args:
+        model: A run folder, a model folder, a Hub id, or "" for the built-in encoder.
+        train: Labelled images for the neighbours and the probe, as `data.open_images` reads them.
+        test: Labelled images that are classified.
+        out: Folder of the report; by default the run itself, or the current folder for anything else. An earlier
+            result of the same `train` and `test` there is replaced, others are kept.
+
+    Returns:
+        The evaluation: sizes, and for raw pixels, random weights and the encoder the accuracies in [0, 1] of kNN
+        (k = 20 and 200) and linear probe.
+
+    Raises:
+        DataError: Images without labels, or no common class.
+        ModelError: No such model.
+    """
+    train_images, test_images = (_labelled(spec) for spec in (train, test))
+    backbone, config, method, folder = _load(model)
+    rows = {
+        RAW: _score(_raw(train_images, test_images, config.preprocessing)),
+        RANDOM: _score(_deep(_random(config, train_images), train_images, test_images, config.preprocessing)),
+    }
+    before = _identity(backbone, config)
+    features = _deep(backbone, train_images, test_images, config.preprocessing)
+    rows[method] = _score(features)
+    if _identity(backbone, config) != before:
+        raise AssertionError("the evaluation changed the backbone")
+    result = {
+        "train": _name(train),
+        "test": _name(test),
+        "n_train": len(features.train),
+        "n_test": len(features.test),
+        "classes": int(features.train_labels.max()) + 1,
+        "rank": effective_rank(features.test[:1024]),
+        "rows": rows,
+        "clears_raw_pixels": rows[method]["knn20"] - rows[RAW]["knn20"] >= CLEARS_BY,
+        "command": f"mixsiam evaluate {_name(model) or ''} --train {_name(train)} --test {_name(test)}",
+        "fingerprint": before,
+    }
+    write_report(result, out or folder)
+    return result
+
+
+def write_report(result: dict[str, Any], folder: Path) -> None:
+    """Puts a result into report.json, in place of an earlier one of the same data, and draws report.png anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / REPORT_FILE
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"evaluations": []}
+    same = (result["train"], result["test"])
+    kept = [entry for entry in report["evaluations"] if (entry["train"], entry["test"]) != same]
+    report["evaluations"] = [*kept, result]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    _draw(report["evaluations"], folder / "report.png")
+
+
+def linear_probe(features: Features) -> float:
+    """Accuracy in [0, 1] of multinomial logistic regression on frozen, standardised features (L2, C = 1)."""
+    scaler = StandardScaler().fit(features.train)
+    probe = LogisticRegression(C=1.0, max_iter=PROBE_ITERATIONS)
+    probe.fit(scaler.transform(features.train), features.train_labels)
+    return float(probe.score(scaler.transform(features.test), features.test_labels))
+
+
+def _score(features: Features) -> dict[str, float]:
+    knn = knn_accuracy(features.train, features.train_labels, features.test, features.test_labels)
+    return {"knn20": knn[20], "knn200": knn[200], "linear": linear_probe(features)}
+
+
+def _deep(backbone: Backbone, train: ImageSet, test: ImageSet, pre: Preprocessing) -> Features:
+    return Features(*labelled_features(backbone, train, pre), *labelled_features(backbone, test, pre))
+
+
+def _raw(train: ImageSet, test: ImageSet, pre: Preprocessing) -> Features:
+    parts: list[NDArray[Any]] = []
+    for images in (train, test):
+        assert images.labels is not None
+        batches = [(raw_pixels(pixels), positions) for pixels, positions in clean_batches(images, pre)]
+        parts += [np.concatenate([b for b, _ in batches]), images.labels[np.concatenate([p for _, p in batches])]]
+    return Features(*parts)
+
+
+def _random(config: ModelConfig, train: ImageSet) -> Backbone:
+    torch.manual_seed(0)
+    backbone = Backbone(config.architecture, config.output_stride)
+    estimate_statistics(backbone, train, config.preprocessing)
+    return backbone.eval()
+
+
+def _load(model: str) -> tuple[Backbone, ModelConfig, str, Path]:
+    run = Path(model)
+    if model and (run / RECIPE_FILE).is_file():
+        encoder = load_encoder(run)
+        return encoder.backbone, encoder.config, encoder.method, run
+    folder = resolve(model or None)
+    return load_backbone(folder), folder.config, folder.manifest.method, Path()
+
+
+def _labelled(spec: str) -> ImageSet:
+    images = open_images(spec)
+    if images.labels is None:
+        raise DataError(f"{spec} has no labels; evaluation needs a Parquet column 'label' or one sub-folder a class")
+    return images
+
+
+def _identity(backbone: Backbone, config: ModelConfig) -> str:
+    return fingerprint({name: tensor.numpy() for name, tensor in backbone.state_dict().items()}, config)
+
+
+def _name(spec: str) -> str:
+    where, colons, part = spec.partition("::")
+    return f"{Path(where).name}{colons}{part}"
+
+
+def _draw(evaluations: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(evaluations), 3.6), layout="constrained")
+    for axes, entry in zip(np.atleast_1d(figure.subplots(1, len(evaluations))), evaluations, strict=True):
+        measures = ["knn20", "knn200", "linear"]
+        for offset, (row, scores) in enumerate(entry["rows"].items()):
+            heights = [100 * scores[measure] for measure in measures]
+            bars = axes.bar(np.arange(3) + 0.27 * (offset - 1), heights, 0.25, label=row)
+            axes.bar_label(bars, fmt="%.1f", fontsize=7)
+        axes.set_xticks(range(3), ["kNN, k = 20", "kNN, k = 200", "linear probe"])
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"{entry['test']} ({entry['n_test']:,} images)", fontsize=10)
+        axes.legend(fontsize=8)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
