@@ -9,6 +9,10 @@ class MixsiamError(Exception):
     """Root of this package's errors: `except MixsiamError` catches what a caller can do something about."""
 
 
+class ArgumentError(MixsiamError, ValueError):
+    """An argument out of its range, said before any work is done."""
+
+
 class ImageError(MixsiamError):
     """An image that cannot be read, or that is larger than the limits allow."""
 
