@@ -136,6 +136,6 @@ def load_encoder(run: Path) -> TrainedEncoder:
     estimate_statistics(backbone, images, recipe.model_config.preprocessing)
     report = run / REPORT_FILE
     quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-    log = json.loads(state["log"])
-    provenance = log[0]["run"] | {"steps": state["step"], "seconds": round(state["seconds"]), "images": len(images)}
+    work = {"images": len(images), "steps": state["step"], "seconds": round(state["seconds"])}
+    provenance = {**json.loads(state["log"])[0]["run"], "recipe": recipe.to_json(), **work}
     return TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance, quality)

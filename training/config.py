@@ -41,6 +41,7 @@ class Recipe:
         method: `mixsiam`, or its baseline `simsiam` (then w is not used).
         data: Training images: a folder, a Parquet file or folder, or `digits`; `DATA::train` and `DATA::val` are the
             two parts of a fixed split (see `data.open_images`).
+        data_terms: What the images' owners allow; the model card prints it.
         val_data: Labelled images for the kNN of the log, "" for none, or `split`: hold out a tenth of `data`.
         backbone: `resnet18`, `resnet34` or `resnet50`.
         output_stride: 32, or 16 or 8 for small inputs.
@@ -76,6 +77,7 @@ class Recipe:
     name: str = "run"
     method: str = "mixsiam"
     data: str = ""
+    data_terms: str = ""
     val_data: str = ""
     backbone: str = "resnet18"
     output_stride: int = 32
@@ -149,9 +151,22 @@ class Recipe:
         """Returns `epochs`, or where it is 0 the number that shows about two million images."""
         return self.epochs or min(400, max(10, math.ceil(_AUTO_IMAGES_SEEN / images)))
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what travels with the weights: every key, the data by name alone, not by where they lay."""
+        values: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "run_dir"}
+        for key in ("data", "val_data", "init"):
+            values[key] = data_name(values[key])
+        return values | {"crop_scale": list(self.crop_scale)}
+
     def to_toml(self) -> str:
         """Returns the recipe as a TOML file that `load_recipe` reads back."""
         return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items())
+
+
+def data_name(spec: str) -> str:
+    """Returns the last part of a data set's path, with its `::train` or `::val`."""
+    where, colons, part = spec.partition("::")
+    return f"{Path(where).name}{colons}{part}"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

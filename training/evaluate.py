@@ -22,6 +22,7 @@ from mixsiam_hub.hub import resolve
 from mixsiam_hub.resnet import Backbone
 from mixsiam_hub.torch_backend import load_backbone
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, load_encoder
+from mixsiam_hub.training.config import data_name
 from mixsiam_hub.training.data import ImageSet, open_images
 from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
 from mixsiam_hub.training.knn import knn_accuracy
@@ -81,15 +82,15 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
     if _identity(backbone, config) != before:
         raise AssertionError("the evaluation changed the backbone")
     result = {
-        "train": _name(train),
-        "test": _name(test),
+        "train": data_name(train),
+        "test": data_name(test),
         "n_train": len(features.train),
         "n_test": len(features.test),
         "classes": int(features.train_labels.max()) + 1,
         "rank": effective_rank(features.test[:1024]),
         "rows": rows,
         "clears_raw_pixels": rows[method]["knn20"] - rows[RAW]["knn20"] >= CLEARS_BY,
-        "command": f"mixsiam evaluate {_name(model) or ''} --train {_name(train)} --test {_name(test)}",
+        "command": f"mixsiam evaluate {data_name(model) or ''} --train {data_name(train)} --test {data_name(test)}",
         "fingerprint": before,
     }
     write_report(result, out or folder)
@@ -161,11 +162,6 @@ def _labelled(spec: str) -> ImageSet:
 
 def _identity(backbone: Backbone, config: ModelConfig) -> str:
     return fingerprint({name: tensor.numpy() for name, tensor in backbone.state_dict().items()}, config)
-
-
-def _name(spec: str) -> str:
-    where, colons, part = spec.partition("::")
-    return f"{Path(where).name}{colons}{part}"
 
 
 def _draw(evaluations: list[dict[str, Any]], path: Path) -> None:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 MOMENTUM = 0.9
 STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "max_bias")
-CAN_CHANGE = {"workers", "checkpoint_minutes", "run_dir", "stop_after"}
+CAN_CHANGE = {"workers", "checkpoint_minutes", "run_dir", "stop_after", "data_terms"}
 """Recipe keys that a resume may change: they do not touch the result."""
 
 
@@ -180,7 +180,7 @@ class _Trainer:
             "seconds": round(self.progress.seconds, 3),
         }
         if epoch == 0:
-            line["run"] = _provenance(self.recipe, self.precision, self.device)
+            line["run"] = _provenance(self.precision, self.device)
         self.progress.log.append(line)
         self._write_log()
         knn = f", knn20 {health.knn20:.1%}" if health.knn20 is not None else ""
@@ -289,17 +289,8 @@ def _resume_dir(recipe: Recipe) -> Path:
     return runs[-1]
 
 
-def _provenance(recipe: Recipe, precision: str, device: torch.device) -> dict[str, Any]:
-    keys = asdict(recipe)
-    del keys["run_dir"]
-    # The data's name travels with the weights; where they lay does not.
-    keys |= {
-        key: f"{Path(where).name}{colons}{part}"
-        for key in ("data", "val_data", "init")
-        for where, colons, part in [str(keys[key]).partition("::")]
-    }
+def _provenance(precision: str, device: torch.device) -> dict[str, Any]:
     return {
-        "recipe": {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()},
         "precision": precision,
         "device": str(device),
         "threads": torch.get_num_threads(),
