@@ -1,0 +1,40 @@
+"""The local Hub as a fixture. Its package is loaded by path: importlib mode puts no test folder on sys.path."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from hub_server import LocalHub
+
+
+def _load_hub_server() -> None:
+    init = Path(__file__).parents[1] / "hub_server" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("hub_server", init)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["hub_server"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["hub_server"])
+
+
+_load_hub_server()
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A fresh Hub, and the client signed in to it as Alice; by xet, or by LFS where the parameter is "lfs".
+
+    `@pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)` runs a test both ways.
+    """
+    from hub_server import LocalHub, point_client_at
+
+    running = LocalHub()
+    point_client_at(running, tmp_path / "hf_home", monkeypatch, use_xet=getattr(request, "param", "xet") == "xet")
+    yield running
+    running.close()
