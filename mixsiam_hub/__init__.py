@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["ImageEncoder", "__version__"]
+__all__ = ["Batch", "Embeddings", "ImageEncoder", "ImageError", "MixsiamError", "__version__"]
 
 if TYPE_CHECKING:
+    from mixsiam_hub.embeddings import Batch, Embeddings
     from mixsiam_hub.encoder import ImageEncoder
+    from mixsiam_hub.errors import ImageError, MixsiamError
+
+_HOMES = {
+    "Batch": "embeddings",
+    "Embeddings": "embeddings",
+    "ImageEncoder": "encoder",
+    "ImageError": "errors",
+    "MixsiamError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: importing this package costs little more than numpy and Pillow.
-    if name == "ImageEncoder":
-        from mixsiam_hub.encoder import ImageEncoder
-
-        return ImageEncoder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -77,6 +77,11 @@ class ModelConfig:
         """Length of an embedding."""
         return ARCHITECTURES[self.architecture]
 
+    @property
+    def digest(self) -> str:
+        """A sha256 in hex of what config.json says to this package, whatever keys other tools add to it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
     def to_json(self, license_id: str) -> dict[str, Any]:
         """Returns config.json as timm, transformers, sentence-transformers and transformers.js read it."""
         pre = self.preprocessing
@@ -152,7 +157,8 @@ class Manifest:
     Attributes:
         license: SPDX identifier of the weights' licence, given by whoever exported.
         fingerprint: `fingerprint()` of the backbone and preprocessing, a sha256 in hex.
-        files: Path in the folder -> sha256 in hex, for every file but mixsiam.json itself and README.md.
+        config_digest: `ModelConfig.digest` of config.json, whose bytes may change when other tools save it again.
+        files: Path in the folder -> sha256 in hex, for every file but mixsiam.json, config.json and README.md.
         method: Objective that trained it: `mixsiam`, `simsiam`, or the name of an importer.
         weights: How model.safetensors stores convolutions: `fp32`, or `fp16` in a compact folder.
         training: Provenance: recipe, data, epochs, seconds, versions, hardware. Free-form.
@@ -163,6 +169,7 @@ class Manifest:
 
     license: str
     fingerprint: str
+    config_digest: str
     files: dict[str, str]
     method: str = "mixsiam"
     weights: str = "fp32"
@@ -188,8 +195,8 @@ class Manifest:
                 f"{source}: format_version is {version}, this mixsiam-hub reads {FORMAT_VERSION}; "
                 "upgrade with: pip install -U mixsiam-hub"
             )
-        types = {"license": str, "fingerprint": str, "files": dict, "method": str, "weights": str}
-        types |= {"training": dict, "parity": dict, "quality": dict, "format_version": int}
+        types: dict[str, type] = dict.fromkeys(("license", "fingerprint", "config_digest", "method", "weights"), str)
+        types |= dict.fromkeys(("files", "training", "parity", "quality"), dict) | {"format_version": int}
         if unknown := set(raw) - set(types):
             raise ModelError(f"{source}: unknown key {sorted(unknown)[0]!r}; allowed are {sorted(types)}")
         values = {name: _get(raw, name, kind, source) for name, kind in types.items()}
@@ -232,7 +239,7 @@ def fingerprint(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> str
     Returns:
         A sha256 in hex.
     """
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(config.digest.encode())
     for name in sorted(tensors):
         if name.endswith("num_batches_tracked"):
             continue

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mixsiam_hub.errors import ImageError
+from mixsiam_hub.per_process import PerProcess
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
 
@@ -40,8 +41,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow decodes a PIL image on first use, and two threads that trip this on the same one corrupt it. Many locks,
-# chosen by identity, keep different images parallel.
-_DECODE_LOCKS = [threading.Lock() for _ in range(61)]
+# chosen by identity, keep different images parallel; a forked child gets its own, none of them held.
+_DECODE_LOCKS = PerProcess(lambda: [threading.Lock() for _ in range(61)])
 _HEIF_LOCK = threading.Lock()
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         if isinstance(source, np.ndarray):
             return _to_rgb(_from_array(source))
         if isinstance(source, Image.Image):
-            with _DECODE_LOCKS[id(source) % len(_DECODE_LOCKS)]:
+            locks = _DECODE_LOCKS.get()
+            with locks[id(source) % len(locks)]:
                 return _decode(source, max_pixels)
         with _open(source) as image:
             return _decode(image, max_pixels)

@@ -17,6 +17,16 @@ class Backbone(nn.Module):
     Its state dict has the names that torchvision and timm share (conv1.weight, layer1.0.bn1.running_mean, ...).
     """
 
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    avgpool: nn.Module
+
     def __init__(self, architecture: str, output_stride: int = 32) -> None:
         """Builds the network with PyTorch's default initialisation, the last BatchNorm of every residual block at zero.
 
@@ -42,8 +52,8 @@ class Backbone(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the last feature map, (N, dim, ceil(H / stride), ceil(W / stride)), of normalised x, (N, 3, H, W)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x
+        features: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns pooled features, (N, dim), not normalised, of normalised x, (N, 3, H, W)."""

@@ -1,0 +1,245 @@
+"""The API: images in, vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixsiam_hub import backend as backends
+from mixsiam_hub import hub
+from mixsiam_hub.cpus import available_cpus
+from mixsiam_hub.decoding import DecodedBatch, as_iterable, decode_batches
+from mixsiam_hub.embeddings import Batch, Embeddings
+from mixsiam_hub.errors import ArgumentError
+from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.images import ImageSource
+from mixsiam_hub.preprocess import normalise
+
+if TYPE_CHECKING:
+    from mixsiam_hub.resnet import Backbone
+
+OnError = Literal["raise", "skip"]
+
+
+class ImageEncoder:
+    """An image encoder: it decodes, preprocesses and embeds images.
+
+    It may be used from several threads, pickled, and used after a fork: each process opens its own session. A child of
+    a bare os.fork must leave through os._exit, as those of multiprocessing do: onnxruntime's exit handlers hang there.
+    """
+
+    def __init__(self, folder: ModelFolder, backend: backends.Backend, threads: int) -> None:
+        """Joins a folder with the backend that runs it; users call `from_pretrained`."""
+        self._folder = folder
+        self._backend = backend
+        self._threads = threads
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str = "fp32",
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        threads: int | None = None,
+    ) -> ImageEncoder:
+        """Opens an encoder.
+
+        Args:
+            name_or_path: A model folder, or a Hub id `org/name`. None is the built-in encoder, which works offline: a
+                small demonstration encoder, trained for minutes on 64 px images, not a strong general one.
+            revision: Branch, tag or commit of a Hub id.
+            backend: `onnx`, `torch` or `auto`: onnx where it can do what is asked, else torch.
+            device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
+            precision: `fp32`; the torch backend also runs `bf16`, and `fp16` on CUDA.
+            token: For private and gated repositories.
+            cache_dir: Where the Hub's files are kept; None is the Hub client's own cache.
+            local_files_only: Never use the network.
+            threads: CPU threads for decoding and for the network; None is the CPUs this process may use.
+
+        Raises:
+            ModelError: No such folder, or one that breaks the contract or was changed.
+            HubError: The repository cannot be reached, found or read.
+            BackendError: A backend, device or precision that cannot be had here.
+            MissingExtraError: The torch backend was asked for and torch is not installed.
+            ArgumentError: threads is below 1.
+        """
+        if threads is not None and threads < 1:
+            raise ArgumentError(f"threads is {threads}; it must be at least 1, or None for the CPUs available")
+        choice = backends.choose(backend, device, precision)
+        folder = hub.resolve(
+            name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        threads = threads or available_cpus()
+        return cls(folder, backends.load(choice, folder, threads), threads)
+
+    def embed(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int = 32,
+        normalize: bool = True,
+        on_error: OnError = "raise",
+    ) -> Embeddings:
+        """Embeds one image or many, mixed freely.
+
+        Args:
+            images: A path, an encoded file's bytes, a binary file object, a PIL image, a uint8 array (H, W), (H, W, 3)
+                or (H, W, 4); or an iterable of these; or an (N, H, W, 3) uint8 array. An array of 3 dimensions is
+                always one image.
+            batch_size: Images for one run of the network.
+            normalize: Scale vectors to length 1, so that a dot product is the cosine; a zero vector stays zero.
+            on_error: `raise` stops at the first bad image; `skip` makes its row NaN and says why in `.errors`.
+
+        Returns:
+            (N, D) float32, rows in the order of the images; (1, D) for one image and (0, D) for none.
+
+        Raises:
+            ImageError: A bad image, with `raise`.
+            ArgumentError: Another on_error, or a batch_size below 1.
+        """
+        batches = list(self.embed_stream(images, batch_size=batch_size, normalize=normalize, on_error=on_error))
+        errors = {index: error for batch in batches for index, error in batch.errors.items()}
+        count = sum(len(batch.indices) for batch in batches) + len(errors)
+        vectors = np.full((count, self.dim), np.nan, np.float32)
+        for batch in batches:
+            vectors[batch.indices] = batch.vectors
+        return Embeddings.of(vectors, errors)
+
+    def embed_stream(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int = 32,
+        normalize: bool = True,
+        on_error: OnError = "raise",
+    ) -> Iterator[Batch]:
+        """Embeds an iterable of any length, a batch at a time, and never holds more than 2 * batch_size images.
+
+        Args:
+            images: As in `embed`.
+            batch_size: Images for one run of the network.
+            normalize: Scale vectors to length 1; a zero vector stays zero.
+            on_error: `raise` stops at the first bad image; `skip` leaves it out and says why in its batch's errors.
+
+        Returns:
+            An iterator of batches, in the order of the images.
+
+        Raises:
+            ImageError: A bad image, with `raise`, while iterating.
+            ArgumentError: Another on_error, or a batch_size below 1; at the call.
+        """
+        outputs = self._run(self._backend.pooled, images, batch_size, on_error)
+        return (Batch(d.indices, _unit_length(v) if normalize else v, d.errors) for d, v in outputs)
+
+    def features(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Computes the last feature map, whose mean over the cells is the unnormalised vector.
+
+        Args:
+            images: As in `embed`.
+            batch_size: Images for one run of the network.
+
+        Returns:
+            (N, D, h, w) float32, h rows from the top and w columns from the left of the cropped image.
+
+        Raises:
+            ImageError: A bad image.
+            ArgumentError: A batch_size below 1.
+        """
+        maps = [output for _, output in self._run(self._backend.feature_map, images, batch_size, "raise")]
+        if maps:
+            return np.concatenate(maps)
+        height, width = (-(-edge // self._folder.config.output_stride) for edge in self.input_size)
+        return np.empty((0, self.dim, height, width), np.float32)
+
+    def to_torch(self) -> Backbone:
+        """Returns the backbone for fine-tuning: a fresh nn.Module, float32, on the CPU, in training mode.
+
+        It maps normalised images, (N, 3, H, W), to pooled features, (N, D).
+
+        Raises:
+            MissingExtraError: torch is not installed.
+            ModelError: The weights are missing, changed or wrong.
+        """
+        backbone: Backbone = backends.torch_backend().load_backbone(self._folder)
+        return backbone
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector, D."""
+        return self._folder.config.dim
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input, in pixels; images of any size are resized and cropped to it."""
+        edge = self._folder.config.preprocessing.input_px
+        return edge, edge
+
+    @property
+    def backend(self) -> str:
+        """`onnx` or `torch`."""
+        return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda:N` or `mps`."""
+        return self._backend.device
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `bf16` or `fp16`."""
+        return self._backend.precision
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the Hub that this encoder is; None for a folder of this machine."""
+        return self._folder.revision
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the weights and the preprocessing: vectors of two fingerprints must never be compared."""
+        return self._folder.manifest.fingerprint
+
+    @property
+    def variant(self) -> str:
+        """How the vectors are computed beside the fingerprint: precision and decoding, as in `fp32-exact`."""
+        return f"{self.precision}-exact"
+
+    def __repr__(self) -> str:
+        model = f"{self._folder.config.architecture}, {self.input_size[0]} px, {self.dim} features"
+        return f"ImageEncoder({model}; {self.backend} on {self.device}, {self.variant}; {self.fingerprint[:12]})"
+
+    def _run(
+        self,
+        network: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        images: ImageSource | Iterable[ImageSource],
+        batch_size: int,
+        on_error: str,
+    ) -> Iterator[tuple[DecodedBatch, NDArray[np.float32]]]:
+        # Checked here and not in a generator, which would wait for the first batch to be asked for.
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size is {batch_size}; it must be at least 1")
+        if on_error not in get_args(OnError):
+            raise ArgumentError(f"on_error is {on_error!r}; allowed are {', '.join(get_args(OnError))}")
+        pre = self._folder.config.preprocessing
+        decoded = decode_batches(
+            as_iterable(images), pre, batch_size=batch_size, on_error=on_error, workers=self._threads
+        )
+        nothing = np.empty((0, self.dim), np.float32)  # Not every runtime takes an empty batch.
+        return ((d, network(normalise(d.pixels, pre)) if len(d.indices) else nothing) for d in decoded)
+
+
+def _unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales each row of (n, D) to length 1; zero rows stay zero."""
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths[lengths == 0] = 1
+    return vectors / lengths
