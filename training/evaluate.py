@@ -32,7 +32,8 @@ RAW = "raw pixels"
 RANDOM = "random weights"
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
-PROBE_ITERATIONS = 300
+PROBE_ITERATIONS = 1000
+PROBE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def write_report(result: dict[str, Any], folder: Path) -> None:
 def linear_probe(features: Features) -> float:
     """Accuracy in [0, 1] of multinomial logistic regression on frozen, standardised features (L2, C = 1)."""
     scaler = StandardScaler().fit(features.train)
-    probe = LogisticRegression(C=1.0, max_iter=PROBE_ITERATIONS)
+    probe = LogisticRegression(C=1.0, max_iter=PROBE_ITERATIONS, tol=PROBE_TOLERANCE)
     probe.fit(scaler.transform(features.train), features.train_labels)
     return float(probe.score(scaler.transform(features.test), features.test_labels))
 

@@ -1,0 +1,84 @@
+"""The whole path by the command line: unlabelled images -> run -> report -> folder -> vectors -> neighbours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for module in ("torch", "sklearn", "tensorboard", "matplotlib", "onnx", "onnxscript"):
+    pytest.importorskip(module, reason="needs the extras train and export")
+
+from click.testing import CliRunner, Result
+
+from mixsiam_hub import ImageEncoder
+from mixsiam_hub.cli import main
+from mixsiam_hub.samples import draw_samples
+
+SMALL = ["epochs=1", "batch_size=400", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
+
+
+def mixsiam(*arguments: object, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("path") / "run"
+    settings = [word for key_value in [*SMALL, f"run_dir={path}"] for word in ("--set", key_value)]
+    assert str(path) in mixsiam("train", "digits", *settings).output
+    return path
+
+
+def test_from_images_to_neighbours(run: Path, tmp_path: Path) -> None:
+    table = mixsiam("evaluate", run, "--train", "digits::train", "--test", "digits::val").output
+    assert "raw pixels" in table
+    assert "undertrained" in table
+
+    folder = tmp_path / "encoder"
+    assert "verified" in mixsiam("export", run, folder, "--license", "apache-2.0").output
+    manifest = json.loads((folder / "mixsiam.json").read_text())
+    assert manifest["quality"] == json.loads((run / "report.json").read_text())
+    assert manifest["training"]["recipe"]["data"] == "digits"
+    assert str(tmp_path) not in (folder / "mixsiam.json").read_text()
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, image in draw_samples(12).items():
+        image.save(images / name)
+    vectors = tmp_path / "vectors.npz"
+    mixsiam("embed", images, "--model", folder, "--out", vectors)
+    with np.load(vectors, allow_pickle=False) as stored:
+        assert np.allclose(np.linalg.norm(stored["vectors"], axis=1), 1, atol=1e-5)
+    query = sorted(images.iterdir())[0]
+    found = mixsiam("search", vectors, query, "--model", folder, "-k", 3, "--sheet", tmp_path / "sheet.png").output
+    assert found.splitlines()[1].split() == ["1.000", str(query)]
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert "mixsiam" in mixsiam("info", folder).output
+    assert "torch" in mixsiam("verify", folder).output
+
+
+def test_training_continues_from_a_folder(run: Path, model_folder: Path, tmp_path: Path) -> None:
+    """`init` starts from the folder's weights; another architecture is refused with what to set."""
+    from mixsiam_hub.training.config import load_recipe
+    from mixsiam_hub.training.loop import make_model
+
+    model = make_model(load_recipe("digits", [f'init="{model_folder}"']))
+    expected = ImageEncoder.from_pretrained(model_folder).to_torch().state_dict()
+    for name, tensor in model.backbone.state_dict().items():
+        assert tensor.equal(expected[name]), name
+    settings = ["--set", f"init={model_folder}", "--set", "output_stride=32", "--set", f"run_dir={tmp_path / 'run'}"]
+    result = mixsiam("train", "digits", *settings, exit_code=1)
+    assert "output_stride = 16" in result.output
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    result = mixsiam("export", tmp_path, tmp_path / "out", "--license", "apache-2.0", exit_code=1)
+    assert "no run folder" in result.output
+    assert "Traceback" not in result.output
+    assert "unknown key 'colour'" in mixsiam("train", "digits", "--set", "colour=1", exit_code=1).output
+    assert "add --data" in mixsiam("train", "folder", exit_code=1).output
