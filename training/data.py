@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -94,7 +94,7 @@ def open_for_training(data: str, val_data: str) -> tuple[ImageSet, ImageSet | No
     """Opens a recipe's `data` and `val_data`.
 
     Raises:
-        DataError: As `open_images`; `data` is empty; the validation images have no labels.
+        DataError: As `open_images`; `data` is empty; validation images are given and one of the two has no labels.
     """
     if not data:
         raise DataError("the recipe names no data; add --data DIR: a folder of images, Parquet files, or digits")
@@ -108,7 +108,10 @@ def open_for_training(data: str, val_data: str) -> tuple[ImageSet, ImageSet | No
     val = open_images(val_data)
     if val.labels is None:
         raise DataError(f"val_data {val_data} has no labels, which the kNN needs; leave val_data out")
-    return open_images(data), val
+    train = open_images(data)
+    if train.labels is None:
+        raise DataError(f"data {data} has no labels, which the kNN of val_data needs too; leave val_data out")
+    return train, val
 
 
 def _digits() -> ImageSet:
@@ -258,7 +261,7 @@ def collate(samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArra
     return Batch(x1, x2, lam, len(samples) - len(good))
 
 
-def make_loader(views: Views, order: Order, workers: int) -> DataLoader[Batch]:
+def make_loader(views: Views, order: Order, workers: int) -> Iterable[Batch]:
     """Returns the batches of a whole run, or of what is left of it."""
     return DataLoader(
         views,

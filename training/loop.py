@@ -93,7 +93,7 @@ class _Trainer:
         self.device = pick_device()
         self.precision = pick_precision(recipe.precision, self.device)
         self.pre = recipe.model_config.preprocessing
-        self.model = make_model(recipe).to(self.device, memory_format=torch.channels_last)
+        self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device)
         self.optimiser = make_optimiser(self.model, recipe)
         self.monitor = Monitor(images, val_images, self.pre, self.precision)
         self.steps_per_epoch = len(images) // recipe.batch_size

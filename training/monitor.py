@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mixsiam_hub.config import Preprocessing
+from mixsiam_hub.errors import DataError
 from mixsiam_hub.training.data import ImageSet
 from mixsiam_hub.training.features import clean_batches, extract
 from mixsiam_hub.training.knn import knn_accuracy
@@ -60,14 +62,16 @@ class Health:
 
 
 class Monitor:
-    """Measures one model again and again on the same images, which are decoded once."""
+    """Measures one model again and again on the same images, which are decoded once.
+
+    With `val`, both sets must have labels: they give the kNN.
+    """
 
     def __init__(self, train: ImageSet, val: ImageSet | None, pre: Preprocessing, precision: str) -> None:
         self._pre = pre
         self._precision = precision
-        bank = train.sample(BANK_IMAGES if val is not None else RANK_IMAGES)
-        self._bank, self._bank_labels = _decode(bank, pre)
-        self._queries, self._query_labels = (None, None) if val is None else _decode(val.sample(QUERY_IMAGES), pre)
+        self._bank = _decode(train.sample(BANK_IMAGES if val is not None else RANK_IMAGES), pre)
+        self._val = None if val is None else _decode(val.sample(QUERY_IMAGES), pre)
 
     def measure(self, model: MixSiam, z_std: float, max_bias: float) -> Health:
         """Measures the model in eval mode, leaving it as it was.
@@ -79,19 +83,16 @@ class Monitor:
         """
         was_training = model.training
         model.eval()
-        features = self._extract(model.backbone, self._bank)
+        features = self._extract(model.backbone, self._bank.pixels)
+        queries = None if self._val is None else self._extract(model.backbone, self._val.pixels)
         *layers, last_norm = model.projector
         before = _apply(nn.Sequential(*layers), features[:RANK_IMAGES])
         z = _apply(last_norm, before)
+        model.train(was_training)
         if not (np.isfinite(features).all() and np.isfinite(z).all()):
-            model.train(was_training)
             return Health(math.nan, math.nan, math.nan, math.nan, z_std, max_bias)
         variance = before.var(axis=0) / last_norm.eps
-        knn: dict[int, float] = {}
-        if self._queries is not None and self._bank_labels is not None and self._query_labels is not None:
-            queries = self._extract(model.backbone, self._queries)
-            knn = knn_accuracy(features, self._bank_labels, queries, self._query_labels)
-        model.train(was_training)
+        knn = self._knn(features, queries)
         return Health(
             effective_rank(features[:RANK_IMAGES]),
             effective_rank(z),
@@ -104,14 +105,24 @@ class Monitor:
         )
 
     def raw_pixel_knn(self) -> dict[int, float]:
-        """Returns the floor on the same images: kNN of raw pixels; empty without labels."""
-        if self._queries is None or self._bank_labels is None or self._query_labels is None:
+        """Returns the floor on the same images: kNN of raw pixels by k; empty without labels."""
+        return self._knn(raw_pixels(self._bank.pixels), None if self._val is None else raw_pixels(self._val.pixels))
+
+    def _knn(self, bank: NDArray[np.float32], queries: NDArray[np.float32] | None) -> dict[int, float]:
+        if self._val is None or queries is None or self._bank.labels is None or self._val.labels is None:
             return {}
-        return knn_accuracy(raw_pixels(self._bank), self._bank_labels, raw_pixels(self._queries), self._query_labels)
+        return knn_accuracy(bank, self._bank.labels, queries, self._val.labels)
 
     def _extract(self, backbone: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         chunks = (pixels[start : start + 256] for start in range(0, len(pixels), 256))
         return extract(backbone, chunks, self._pre, self._precision)
+
+
+class _Decoded(NamedTuple):
+    """(n, S, S, 3) uint8 pixels and (n,) labels, None where there are none."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
 
 
 def effective_rank(features: NDArray[np.float32]) -> float:
@@ -175,11 +186,13 @@ def raw_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return centred
 
 
-def _decode(images: ImageSet, pre: Preprocessing) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+def _decode(images: ImageSet, pre: Preprocessing) -> _Decoded:
     batches = list(clean_batches(images, pre))
+    if not batches:
+        raise DataError(f"{images.name}: none of {len(images)} sampled images can be read")
     kept = np.concatenate([positions for _, positions in batches])
     labels = None if images.labels is None else images.labels[kept]
-    return np.concatenate([pixels for pixels, _ in batches]), labels
+    return _Decoded(np.concatenate([pixels for pixels, _ in batches]), labels)
 
 
 @torch.inference_mode()

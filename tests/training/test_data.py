@@ -123,6 +123,8 @@ def test_training_and_validation(folder: Path) -> None:
     assert open_for_training(str(folder / "dogs"), "split")[1] is None
     with pytest.raises(DataError, match="no labels"):
         open_for_training("digits", str(folder / "dogs"))
+    with pytest.raises(DataError, match="no labels"):
+        open_for_training(str(folder / "dogs"), "digits")
     with pytest.raises(DataError, match="--data"):
         open_for_training("", "")
     with pytest.raises(DataError, match="part of a split"):
