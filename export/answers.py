@@ -1,0 +1,61 @@
+"""The known answers: small drawn images and the vectors that any loader of the folder must give for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mixsiam_hub.config import Preprocessing
+from mixsiam_hub.export.verify import run
+from mixsiam_hub.images import load_image
+from mixsiam_hub.known_answers import ANSWERS, ANSWERS_FILE
+from mixsiam_hub.preprocess import preprocess
+from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.samples import draw_samples
+
+COUNT = 10
+MIN_COSINE = 0.9999
+
+
+def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> list[Path]:
+    """Draws images of odd sizes, colour and one grey, as PNG and JPEG in turn, and writes their vectors beside them.
+
+    Args:
+        backbone: In eval mode, float32, on the CPU.
+        pre: The deployed preprocessing.
+        folder: The model folder; known_answers/ is made in it.
+
+    Returns:
+        The image files.
+    """
+    (folder / ANSWERS).mkdir()
+    files = [_write_image(folder / ANSWERS / name, image, i) for i, (name, image) in enumerate(_images().items())]
+    vectors = run(backbone, np.stack([preprocess(load_image(file), pre) for file in files]))[0]
+    entries: list[dict[str, Any]] = [
+        # Nine digits hold a float32 exactly.
+        {"file": file.name, "vector": [float(f"{value:.9g}") for value in vector]}
+        for file, vector in zip(files, vectors, strict=True)
+    ]
+    answers = {"format_version": 1, "min_cosine": MIN_COSINE, "files": entries}
+    (folder / ANSWERS_FILE).write_text(json.dumps(answers) + "\n", encoding="utf-8")
+    return files
+
+
+def _images() -> dict[str, Image.Image]:
+    images = draw_samples(COUNT)
+    first = next(iter(images))
+    return images | {first: images[first].convert("L")}
+
+
+def _write_image(path: Path, image: Image.Image, index: int) -> Path:
+    if index % 2:
+        path = path.with_suffix(".jpg")
+        # Full colour resolution: decoders agree on everything but how half of it is scaled back up.
+        image.save(path, quality=90, subsampling=0)
+    else:
+        image.save(path, optimize=True)
+    return path

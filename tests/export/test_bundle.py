@@ -1,0 +1,202 @@
+"""The contract of a model folder, and what happens when it cannot be kept."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="needs the extra export")
+pytest.importorskip("onnxscript", reason="needs the extra export")
+
+import torch
+from safetensors import safe_open
+
+from mixsiam_hub import ImageEncoder
+from mixsiam_hub.config import Manifest, ModelConfig, read_json, sha256_file
+from mixsiam_hub.errors import ModelError
+from mixsiam_hub.export import bundle, verify
+from mixsiam_hub.export.bundle import export_folder
+from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.images import load_image
+from mixsiam_hub.known_answers import verify_folder
+from mixsiam_hub.preprocess import preprocess
+from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.training.checkpoint import TrainedEncoder
+
+FULL = {"config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors"}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_folder_holds_the_contract_and_lists_every_file_by_its_hash(model_folder: Path) -> None:
+    files = files_of(model_folder)
+    answers = {name for name in files if name.startswith("known_answers/")}
+    graphs = {"onnx/model.onnx", "onnx/preprocess.onnx"}
+    assert files == FULL | graphs | answers | {"mixsiam.json", "README.md"}
+    manifest = Manifest.from_json(read_json(model_folder / "mixsiam.json"))
+    hashed = files - {"mixsiam.json", "README.md", "config.json"}
+    assert manifest.files == {name: sha256_file(model_folder / name) for name in hashed}
+    assert manifest.config_digest == ModelConfig.from_json(read_json(model_folder / "config.json")).digest
+
+
+def test_the_weights_are_the_backbone_as_transformers_and_other_users_of_the_machine_need_it(
+    model_folder: Path, trained_encoder: TrainedEncoder
+) -> None:
+    path = model_folder / "model.safetensors"
+    expected = trained_encoder.backbone.state_dict()
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(expected)
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in expected.items())
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE(model_folder.stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_json_files_say_what_other_loaders_need(model_folder: Path, trained_encoder: TrainedEncoder) -> None:
+    config = read_json(model_folder / "config.json")
+    assert ModelConfig.from_json(config) == trained_encoder.config
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 0
+    assert config["model_args"] == {"output_stride": 16}
+    assert config["transformers.js_config"] == {"dtype": "fp32"}
+    processor = read_json(model_folder / "preprocessor_config.json")
+    assert processor["image_processor_type"] == "CLIPImageProcessor"
+    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 32}, {"height": 32, "width": 32})
+    assert processor["resample"] == Image.Resampling.LANCZOS
+    timm = read_json(model_folder / "processor_config.json")["image_processor"]
+    assert timm["image_processor_type"] == "TimmWrapperImageProcessor"
+    assert timm["pretrained_cfg"] == config["pretrained_cfg"]
+
+
+def test_parity_was_measured_within_tolerance_and_recorded(model_folder: Path, compact_folder: Path) -> None:
+    for folder in (model_folder, compact_folder):
+        parity = read_json(folder / "mixsiam.json")["parity"]
+        assert parity["batch_sizes"] == [1, 2, 3, 17]
+        assert all(0 < error < 1e-4 for error in parity["max_relative_error"].values())
+        assert parity["file_to_vector_min_cosine"] > 0.99999
+    assert read_json(model_folder / "mixsiam.json")["parity"]["preprocess"]["max_levels"] <= 1
+    assert 0.999 < parity["fp16_weights_min_cosine"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["model_folder", "compact_folder"])
+def test_known_answers_replay_and_are_ten_small_png_and_jpeg_files(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    answers = read_json(folder / "known_answers/vectors.json")
+    assert (answers["format_version"], answers["min_cosine"]) == (1, 0.9999)
+    images = [Image.open(folder / "known_answers" / entry["file"]) for entry in answers["files"]]
+    assert {image.format for image in images} == {"PNG", "JPEG"}
+    assert {image.mode for image in images} == {"RGB", "L"}
+    assert 8 <= len(images) <= 12
+    assert all(edge % 2 for image in images for edge in image.size)
+    replayed = verify_folder(folder).answers
+    assert {answer.backend for answer in replayed} == {"onnx", "torch"}
+    assert min(answer.cosine for answer in replayed) > 0.99999
+
+
+def test_a_compact_folder_holds_one_rounded_copy_of_the_weights_and_both_backends_agree(
+    compact_folder: Path, model_folder: Path
+) -> None:
+    size = {folder: sum(p.stat().st_size for p in folder.rglob("*")) for folder in (compact_folder, model_folder)}
+    assert size[compact_folder] < 25e6 < 0.3 * size[model_folder]
+    with safe_open(compact_folder / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys() if "bn" in key} == {torch.float32, torch.int64}  # noqa: SIM118
+        assert file.get_tensor("layer4.1.conv2.weight").dtype == torch.float16
+    images = list(draw_samples(12, seed=5).values())
+    vectors = {
+        backend: ImageEncoder.from_pretrained(compact_folder, backend=backend).embed(images, normalize=False)
+        for backend in ("onnx", "torch")
+    }
+    assert np.abs(vectors["onnx"] - vectors["torch"]).max() < 1e-4 * np.abs(vectors["torch"]).mean()
+    full = ImageEncoder.from_pretrained(model_folder).embed(images, normalize=False)
+    assert verify.min_cosine(full, vectors["onnx"]) > 0.999
+    assert not np.array_equal(full, vectors["onnx"])
+
+
+def test_a_compact_folder_is_another_model(compact_folder: Path, model_folder: Path) -> None:
+    prints = {read_json(folder / "mixsiam.json")["fingerprint"] for folder in (compact_folder, model_folder)}
+    assert len(prints) == 2
+
+
+def test_the_card_says_method_licence_and_figures(model_folder: Path, compact_folder: Path) -> None:
+    card = (model_folder / "README.md").read_text(encoding="utf-8")
+    front = card.split("---\n")[1].splitlines()
+    assert {"license: apache-2.0", "library_name: timm", "pipeline_tag: image-feature-extraction"} <= set(front)
+    assert "arXiv 2111.02679" in card
+    assert "drawn samples" in card
+    assert "{" not in card
+    assert "16 bits" in (compact_folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("license_id", ["", "two words", "a\nb"])
+def test_a_licence_is_required(trained_encoder: TrainedEncoder, tmp_path: Path, license_id: str) -> None:
+    with pytest.raises(ModelError, match="SPDX"):
+        export_folder(trained_encoder, tmp_path / "model", license_id)
+
+
+def test_a_target_that_is_taken_is_refused_and_left_alone(trained_encoder: TrainedEncoder, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/note.txt").write_text("mine")
+    for target in (tmp_path / "taken", tmp_path / "taken/note.txt"):
+        with pytest.raises(ModelError, match="choose another or remove it"):
+            export_folder(trained_encoder, target, "MIT")
+    assert files_of(tmp_path) == {"taken/note.txt"}
+
+
+def test_an_empty_target_is_used_and_the_encoder_stays_as_it_was(
+    trained_encoder: TrainedEncoder, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in trained_encoder.backbone.state_dict().items()}
+    (tmp_path / "empty").mkdir()
+    manifest = export_folder(replace(trained_encoder, quality={"knn": 0.5}), tmp_path / "empty", "MIT", compact=True)
+    assert manifest == Manifest.from_json(read_json(tmp_path / "empty/mixsiam.json"))
+    assert (manifest.license, manifest.quality) == ("MIT", {"knn": 0.5})
+    after = trained_encoder.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_wrong_graph_is_refused_with_what_was_measured_and_nothing_stays(
+    trained_encoder: TrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = bundle.full_graph
+    monkeypatch.setattr(bundle, "full_graph", lambda _, input_px: graph(Backbone("resnet18", 16).eval(), input_px))
+    with pytest.raises(ModelError, match=r"largest error of the onnx backend.* is [0-9.e-]+; at most 0.0001"):
+        export_folder(trained_encoder, tmp_path / "model", "MIT")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_preprocessing_graph_is_refused(
+    trained_encoder: TrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = bundle.preprocess_graph
+    monkeypatch.setattr(bundle, "preprocess_graph", lambda pre: graph(replace(pre, interpolation="bilinear")))
+    with pytest.raises(ModelError, match=r"preprocess\.onnx and Pillow, in grey levels, is \d+; at most 1 is allowed"):
+        export_folder(trained_encoder, tmp_path / "model", "MIT")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_that_are_not_finite_are_refused(trained_encoder: TrainedEncoder, model_folder: Path) -> None:
+    backbone = bundle.round_convolutions(trained_encoder.backbone)
+    with torch.no_grad():
+        backbone.layer4[0].conv1.weight[0] = float("nan")
+    with pytest.raises(ModelError, match="is nan; at most"):
+        verify.measure_parity(backbone, ModelFolder.open(model_folder), [])
+
+
+def test_the_known_vectors_are_the_networks_own_to_the_last_bit(
+    model_folder: Path, trained_encoder: TrainedEncoder
+) -> None:
+    entries = read_json(model_folder / "known_answers/vectors.json")["files"]
+    pre = trained_encoder.config.preprocessing
+    pixels = [preprocess(load_image(model_folder / "known_answers" / entry["file"]), pre) for entry in entries]
+    expected = verify.run(trained_encoder.backbone, np.stack(pixels))[0]
+    assert np.array_equal(np.array([entry["vector"] for entry in entries], np.float32), expected)
