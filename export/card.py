@@ -140,7 +140,8 @@ def _evaluations(manifest: Manifest) -> Iterator[str]:
     for entry in manifest.quality.get("evaluations", []):
         text = (
             f"{entry['test']}, {entry['n_test']:,} images of {entry['classes']} classes, by {entry['train']} "
-            f"({entry['n_train']:,} images): accuracy in %, one seed, by `{entry['command']}`."
+            f"({entry['n_train']:,} images): accuracy in %, one seed, features in {entry['precision']}, by "
+            f"`{entry['command']}`."
         )
         if not entry["clears_raw_pixels"]:
             text += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."

@@ -26,6 +26,7 @@ from mixsiam_hub.training.config import data_name
 from mixsiam_hub.training.data import ImageSet, open_images
 from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
 from mixsiam_hub.training.knn import knn_accuracy
+from mixsiam_hub.training.loop import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 
 RAW = "raw pixels"
@@ -64,7 +65,7 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
             result of the same `train` and `test` there is replaced, others are kept.
 
     Returns:
-        The evaluation: sizes, and for raw pixels, random weights and the encoder the accuracies in [0, 1] of kNN
+        The evaluation: sizes, the precision of the features (bf16 where the hardware computes it), and for raw pixels, random weights and the encoder the accuracies in [0, 1] of kNN
         (k = 20 and 200) and linear probe.
 
     Raises:
@@ -88,6 +89,7 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
         "n_train": len(features.train),
         "n_test": len(features.test),
         "classes": int(features.train_labels.max()) + 1,
+        "precision": _precision(),
         "rank": effective_rank(features.test[:1024]),
         "rows": rows,
         "clears_raw_pixels": rows[method]["knn20"] - rows[RAW]["knn20"] >= CLEARS_BY,
@@ -126,7 +128,15 @@ def _score(features: Features) -> dict[str, float]:
 
 
 def _deep(backbone: Backbone, train: ImageSet, test: ImageSet, pre: Preprocessing) -> Features:
-    return Features(*labelled_features(backbone, train, pre), *labelled_features(backbone, test, pre))
+    backbone = backbone.to(memory_format=torch.channels_last).to(pick_device())
+    precision = _precision()
+    return Features(
+        *labelled_features(backbone, train, pre, precision), *labelled_features(backbone, test, pre, precision)
+    )
+
+
+def _precision() -> str:
+    return pick_precision("auto", pick_device())
 
 
 def _raw(train: ImageSet, test: ImageSet, pre: Preprocessing) -> Features:
@@ -162,7 +172,7 @@ def _labelled(spec: str) -> ImageSet:
 
 
 def _identity(backbone: Backbone, config: ModelConfig) -> str:
-    return fingerprint({name: tensor.numpy() for name, tensor in backbone.state_dict().items()}, config)
+    return fingerprint({name: tensor.cpu().numpy() for name, tensor in backbone.state_dict().items()}, config)
 
 
 def _draw(evaluations: list[dict[str, Any]], path: Path) -> None:

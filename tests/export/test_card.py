@@ -20,6 +20,7 @@ EVALUATION = {
     "n_train": 9000,
     "n_test": 1000,
     "classes": 12,
+    "precision": "bf16",
     "rows": ROWS,
     "clears_raw_pixels": True,
     "command": "mixsiam evaluate runs/pets --train pets::train --test pets::val",
