@@ -19,13 +19,12 @@ pipeline_tag: image-feature-extraction
 license: {license}
 tags:
 - mixsiam-hub
-- self-supervised-learning
-- image-embeddings
+{tag}- image-embeddings
 - onnx
 ---
 # {title}
 
-{notice}An image encoder trained without labels by {method}: {architecture}, {input_px} x {input_px} px in, {dim}
+{notice}An image encoder {origin}: {architecture}, {input_px} x {input_px} px in, {dim}
 numbers out.
 Similar images get vectors of high cosine. It knows no classes and draws no boxes.
 
@@ -44,8 +43,6 @@ vectors = encoder.embed(["one.jpg", "two.png"])  # (2, {dim}) float32, of length
 ## Training
 
 {method_notes}
-Before export the BatchNorm statistics were estimated anew on clean training images through the preprocessing that is
-shipped.
 
 {training}
 
@@ -89,6 +86,13 @@ mixture loss, the distribution of the mixing share and taking the maximum before
 choices, so this is no reproduction of the paper's figures. The recipe's values are in mixsiam.json.""",
     "simsiam": f"The method is that of {_SIMSIAM}. The recipe's values are in mixsiam.json.",
 }
+_STATISTICS = """\
+Before export the BatchNorm statistics were estimated anew on clean training images through the preprocessing that is
+shipped."""
+_IMPORTED = """\
+Trained elsewhere, and imported from the {imported_from} checkpoint `{file}` (sha256 `{sha256}`). Tensors of its heads
+that were dropped: {dropped}; mixsiam.json names them. The BatchNorm statistics are kept as they came; the preprocessing
+comes from {preprocessing}. How and on what it was trained, its source says."""
 _FULL_LOADERS = """\
 timm (`timm.create_model("local-dir:{name}", pretrained=True)`, or `hf-hub:`), transformers (`AutoModel`,
 `AutoImageProcessor`) and plain onnxruntime (`onnx/preprocess.onnx`, then `onnx/model.onnx`) give the same vectors for
@@ -114,6 +118,7 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest) -> str:
     is_builtin = name == BUILTIN_NAME
     loaders = _COMPACT_LOADERS if manifest.weights == "fp16" else _FULL_LOADERS
     training = dict(_leaves(manifest.training))
+    imported = "imported_from" in training
     return _CARD.format(
         license=manifest.license.lower(),  # As the Hub spells SPDX identifiers.
         title="The built-in encoder of mixsiam-hub" if is_builtin else name,
@@ -121,18 +126,23 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest) -> str:
         load="encoder = ImageEncoder.from_pretrained()"
         if is_builtin
         else f'encoder = ImageEncoder.from_pretrained("{name}")  # this folder, or ORG/NAME on the Hub',
-        method=_METHODS.get(manifest.method, manifest.method),
+        tag="" if imported else "- self-supervised-learning\n",
+        origin=manifest.method if imported else f"trained without labels by {_METHODS[manifest.method]}",
         architecture=config.architecture,
         input_px=config.preprocessing.input_px,
         dim=config.dim,
         loaders=loaders.format(name=name),
-        method_notes=_METHOD_NOTES.get(manifest.method, f"Imported: {manifest.method}."),
+        method_notes=_imported(manifest) if imported else f"{_METHOD_NOTES[manifest.method]}\n{_STATISTICS}",
         training=_table(("", ""), [(key, training[key]) for key in _TRAINING_ROWS if key in training]),
         data_terms=training.get("recipe.data_terms") or "its terms were not recorded",
         quality="\n\n".join(_evaluations(manifest)) or "Not measured: run `mixsiam evaluate`.",
         parity=_table(("what", "measured", "allowed"), _parity_rows(manifest.parity)),
         fingerprint=manifest.fingerprint,
     )
+
+
+def _imported(manifest: Manifest) -> str:
+    return _IMPORTED.format(**manifest.training | {"dropped": len(manifest.training["dropped"])})
 
 
 def _evaluations(manifest: Manifest) -> Iterator[str]:

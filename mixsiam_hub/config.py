@@ -159,7 +159,7 @@ class Manifest:
         fingerprint: `fingerprint()` of the backbone and preprocessing, a sha256 in hex.
         config_digest: `ModelConfig.digest` of config.json, whose bytes may change when other tools save it again.
         files: Path in the folder -> sha256 in hex, for every file but mixsiam.json, config.json and README.md.
-        method: Objective that trained it: `mixsiam`, `simsiam`, or the name of an importer.
+        method: Objective that trained it: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         weights: How model.safetensors stores convolutions: `fp32`, or `fp16` in a compact folder.
         training: Provenance: recipe, data, epochs, seconds, versions, hardware. Free-form.
         parity: Measured differences between the runtimes, written by export. Free-form.

@@ -90,12 +90,12 @@ def load_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """What a run hands over to export.
+    """What a run, or an import, hands over to export.
 
     Attributes:
-        backbone: In eval mode, float32, its BatchNorm statistics re-estimated on clean training images.
+        backbone: In eval mode, float32; a run's BatchNorm statistics are re-estimated on clean training images.
         config: Architecture, stride and the deployed preprocessing.
-        method: `mixsiam` or `simsiam`.
+        method: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
         quality: The run's report.json, or empty.
     """

@@ -1,0 +1,127 @@
+"""Others' ResNet checkpoints as encoders to export: read without running code, every tensor accounted for."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mixsiam_hub.config import WEIGHTS_FILE, ModelConfig, sha256_file
+from mixsiam_hub.errors import ModelError
+from mixsiam_hub.export.import_preprocessing import Given, choose_config
+from mixsiam_hub.export.layouts import refuse_missing, refuse_unknown, split
+from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.training.checkpoint import TrainedEncoder
+
+Tensors = dict[str, torch.Tensor]
+
+_COUNTER = "num_batches_tracked"
+
+
+def import_encoder(checkpoint: Path, source: str, given: Given) -> TrainedEncoder:
+    """Reads a ResNet-18, 34 or 50 that another project trained; BatchNorm statistics are kept as they came.
+
+    Args:
+        checkpoint: A file of torch.save or safetensors: a state dict, or a training checkpoint that has one as
+            `state_dict`. For timm also a folder as timm saves it, whose config.json says the preprocessing.
+        source: `simsiam`, `lightly`, `solo-learn`, `torchvision` or `timm`: whose names the tensors have.
+        given: The preprocessing, where it is not known.
+
+    Returns:
+        What `export_folder` takes. Its provenance lists the tensors that were dropped.
+
+    Raises:
+        ArgumentError: The source is unknown, or the preprocessing is missing, said twice or out of place.
+        ModelError: The checkpoint cannot be read without running code, or is not exactly such a network with heads that
+            the source is known to write.
+    """
+    timm_folder = checkpoint if source == "timm" and checkpoint.is_dir() else None
+    file = _weights_of(timm_folder) if timm_folder else checkpoint
+    tensors = read_tensors(file)
+    names, dropped = split(tensors, source, str(file))
+    own = {name: tensors[theirs] for name, theirs in names.items()}
+    config, known_by = choose_config(_architecture(own, str(file)), source, given, timm_folder)
+    provenance = {
+        "imported_from": source,
+        "file": file.name,
+        "sha256": sha256_file(file),
+        "dropped": dropped,
+        "preprocessing": known_by,
+        "batchnorm_statistics": "as they came",
+    }
+    return TrainedEncoder(_backbone(own, config, source, str(file)), config, f"imported from {source}", provenance)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Reads a state dict onto the CPU, without unpickling anything but tensors and plain values.
+
+    Args:
+        path: Of safetensors, by its suffix, or of torch.save.
+
+    Raises:
+        ModelError: There is no such file, it asks for more than tensors and plain values, or it holds no state dict.
+    """
+    content: Any
+    try:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is no checkpoint, or holds more than tensors and plain values, and to unpickle that can run any "
+            "code. If you trust where it is from, save its tensors alone, once, and import that file: "
+            f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'tensors.pt')"
+        ) from error
+    except Exception as error:  # Of a file that is no checkpoint, torch and safetensors raise many kinds.
+        raise ModelError(f"{path} cannot be read as a checkpoint: {error}; give a file of weights") from error
+    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise ModelError(f"{path} holds no state dict, neither itself nor as 'state_dict'; save one")
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ModelError(
+                f"{path} holds {name!r}, which is no tensor, where its state dict should be; save that alone"
+            )
+    return dict(tensors)
+
+
+def _weights_of(folder: Path) -> Path:
+    names = (WEIGHTS_FILE, "pytorch_model.bin")
+    if found := [folder / name for name in names if (folder / name).is_file()]:
+        return found[0]
+    raise ModelError(f"{folder} has neither {' nor '.join(names)}; give a folder that timm saved, or a file")
+
+
+def _architecture(tensors: Tensors, where: str) -> str:
+    """Tells a ResNet by what only it has; whether it has everything else is checked against the network itself."""
+    stem = tensors.get("conv1.weight")
+    if stem is not None and stem.shape[2:] == (3, 3):
+        raise ModelError(
+            f"{where}: its first convolution is 3 x 3, the variant for small images of lightly's ResNetGenerator and "
+            "solo-learn's CIFAR recipes; timm and transformers have no such ResNet. Import one that begins with 7 x 7"
+        )
+    if "layer1.0.conv3.weight" in tensors:
+        return "resnet50"
+    return "resnet34" if "layer1.2.conv1.weight" in tensors else "resnet18"
+
+
+def _backbone(tensors: Tensors, config: ModelConfig, source: str, where: str) -> Backbone:
+    """Returns the network with exactly these tensors, in eval mode."""
+    net = Backbone(config.architecture, config.output_stride)
+    expected = net.state_dict()
+    # Files older than PyTorch 0.4.1 lack BatchNorm's step counters, which no inference reads.
+    tensors = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)} | tensors
+    refuse_unknown(set(tensors) - set(expected), source, where)
+    refuse_missing(set(expected) - set(tensors), source, where)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            got, want = tuple(tensor.shape), tuple(expected[name].shape)
+            raise ModelError(f"{where}: {name} is {got}, a {config.architecture} has {want}; ResNet-18, 34, 50 only")
+    net.load_state_dict(tensors)
+    return net.eval()
