@@ -79,7 +79,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
         )
     recipe = replace(recipe, epochs=recipe.epochs_for(len(train_images)), run_dir=str(run))
     run.mkdir(parents=True, exist_ok=True)
-    (run / RECIPE_FILE).write_text(recipe.to_toml(), encoding="utf-8")
+    _write(run / RECIPE_FILE, recipe.to_toml())
     return _Trainer(recipe, run, train_images, val_images).run_to_end()
 
 
@@ -188,9 +188,7 @@ class _Trainer:
         self._write_scalars(line)
 
     def _write_log(self) -> None:
-        temporary = self.run / f"{LOG_FILE}.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.progress.log), encoding="utf-8")
-        temporary.replace(self.run / LOG_FILE)
+        _write(self.run / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.progress.log))
 
     def _write_scalars(self, line: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -269,6 +267,12 @@ def _load_init(backbone: Backbone, recipe: Recipe) -> None:
             f"output_stride = {found[1]}"
         )
     backbone.load_state_dict(load_backbone(folder).state_dict())
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _new_dir(recipe: Recipe) -> Path:
