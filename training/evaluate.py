@@ -65,8 +65,8 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
             result of the same `train` and `test` there is replaced, others are kept.
 
     Returns:
-        The evaluation: sizes, the precision of the features (bf16 where the hardware computes it), and for raw pixels, random weights and the encoder the accuracies in [0, 1] of kNN
-        (k = 20 and 200) and linear probe.
+        The evaluation: sizes, the precision of the features (bf16 where the hardware computes it), and for raw pixels,
+        random weights and the encoder the accuracies in [0, 1] of kNN (k = 20 and 200) and linear probe.
 
     Raises:
         DataError: Images without labels, or no common class.
