@@ -210,6 +210,60 @@ def export(run: Path, folder: Path, license_id: str, compact: bool) -> None:
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
 
 
+@main.command("import")
+@click.argument("checkpoint", type=_PATH)
+@click.argument("folder", type=_PATH)
+@click.option("--from", "source", required=True, help="simsiam, lightly, solo-learn, torchvision or timm.")
+@click.option("--license", "license_id", required=True, help="SPDX identifier of the weights' licence.")
+@click.option(
+    "--weights", metavar="NAME", help="Of torchvision, as in ResNet18_Weights.IMAGENET1K_V1; says the preprocessing."
+)
+@click.option("--input-size", type=int, metavar="PX", help="Edge of the square that the network takes.")
+@click.option("--crop-pct", type=float, help="Share of the resized short edge that the crop keeps.")
+@click.option("--interpolation", help="bilinear, bicubic, lanczos, box, hamming or nearest.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from values in [0, 1].")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Divided by after that.")
+def import_(checkpoint: Path, folder: Path, source: str, license_id: str, **preprocessing: Any) -> None:
+    """Turn CHECKPOINT, a ResNet-18, 34 or 50 that another project trained, into FOLDER, and verify it.
+
+    The preprocessing is known where CHECKPOINT is a folder that timm saved; else say --weights, or all that follow it.
+    """
+    with _extra("export"):
+        from mixsiam_hub.export.bundle import export_folder
+        from mixsiam_hub.export.import_preprocessing import Given
+        from mixsiam_hub.export.importers import import_encoder
+    encoder = import_encoder(checkpoint, source, Given(**preprocessing))
+    click.echo(f"dropped, as heads of {source}: {', '.join(encoder.provenance['dropped']) or 'nothing'}")
+    manifest = export_folder(encoder, folder, license_id)
+    click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
+
+
+@main.command()
+@click.argument("folder", type=_PATH)
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make the repository a private one.")
+@click.option("--revision", metavar="BRANCH", help="Commit there; made from main if need be. Default: main.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
+@click.option("--tag", metavar="T", help="Give the commit this tag once it has been pulled back and checked.")
+@click.option("--message", metavar="M", help="The commit's. Default: the encoder's fingerprint.")
+@click.option("--dry-run", is_flag=True, help="Only check everything and show the plan.")
+@click.option("--overwrite-card", is_flag=True, help="Replace a README.md that the repository has.")
+def push(folder: Path, repo: str, message: str | None, dry_run: bool, **where: Any) -> None:
+    """Push FOLDER to the Hub in one commit, pull it back, and replay its known answers."""
+    with _extra("export"):
+        from mixsiam_hub.export import push as pushing
+    plan = pushing.plan_push(folder, repo, **where)
+    click.echo(plan.describe())
+    if dry_run:
+        return
+    done = pushing.push(plan, message)
+    state = "pulled back, its known answers replayed" if done.is_new else "there already, no commit made"
+    click.echo(f"commit {done.commit}: {state}")
+    if done.pull_request:
+        click.echo(f"pull request {done.pull_request}")
+    click.echo(f'load it: ImageEncoder.from_pretrained("{repo}", revision="{done.commit}")')
+
+
 def _show(rows: Sequence[Neighbours], sheet: Path | None) -> None:
     from mixsiam_hub.commands import write_sheet
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ from mixsiam_hub.folder import ModelFolder
 
 BUILTIN = Path(__file__).parent / "builtin"
 _HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>.+))?")
+
+_BUSY = (408, 429, 500, 502, 503, 504)
+_STATUS_REASONS = {
+    401: "the token is wrong, revoked or expired: run `hf auth login`, or give another as HF_TOKEN or token=...",
+    403: "the token may not do this: give one with the right, or ask the repository's owner",
+    412: "somebody else committed meanwhile: nothing was changed; look at the new state and push again",
+    **dict.fromkeys(_BUSY, "the Hub is busy or down: try again later"),
+}
+_DISK_FULL = "the disk is full: free some space, or put the cache on another one by HF_HOME or cache_dir=..."
+_READ_ONLY = "the cache cannot be written and lacks this file: fill it, or give another one by HF_HOME or cache_dir=..."
+_DISK_REASONS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _READ_ONLY),
+}
 
 
 def resolve(
@@ -108,24 +123,85 @@ class HubRepo:
                 library_name="mixsiam-hub",
             )
         except Exception as error:  # The client's transport errors have no root of their own.
-            raise HubError(self._explain(error, name)) from error
+            where = self.name if self.revision is None else f"{self.name}@{self.revision}"
+            raise hub_error(error, f"{where}: {name} could not be fetched") from error
         return Path(str(path))
 
-    def _explain(self, error: Exception, name: str) -> str:
-        from huggingface_hub import errors
 
-        where = self.name if self.revision is None else f"{self.name}@{self.revision}"
-        # From the narrowest class to the widest: a gated repository is also one that was not found.
-        reasons: list[tuple[type[Exception], str]] = [
-            (errors.GatedRepoError, "is gated: ask for access on its page, then run `hf auth login` or give token=..."),
-            (
-                errors.RepositoryNotFoundError,
-                "is no folder here and not on the Hub, or private: check the name, or give token=...",
-            ),
-            (errors.RevisionNotFoundError, "has no such revision: give a branch, a tag or a full commit"),
-            (errors.LocalEntryNotFoundError, f"has no {name} in the cache and the Hub was not reached: go online"),
-            (errors.OfflineModeIsEnabled, f"has no {name} in the cache: unset HF_HUB_OFFLINE to download it"),
-            (errors.EntryNotFoundError, f"has no {name}: it is not a folder written by `mixsiam export`"),
-        ]
-        reason = next((text for kind, text in reasons if isinstance(error, kind)), None)
-        return f"{where} {reason}" if reason else f"{where}: {name} could not be fetched: {error}"
+def hub_error(error: Exception, failed: str) -> HubError:
+    """Turns an error of the Hub's client into ours, which says why and what to do.
+
+    Args:
+        error: What the client raised.
+        failed: What could not be done, and where, as in `org/name@main: config.json could not be fetched`.
+    """
+    # What the client met first says most: around it may stand a general "not found in the cache".
+    for cause in reversed(list(_causes(error))):
+        if reason := _reason(cause):
+            return HubError(f"{failed}: {reason}")
+    return HubError(f"{failed}: {error}")
+
+
+def connection_was_lost(error: Exception) -> bool:
+    """Tells a failure on the way, which another try may get past, from an answer of the Hub."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if status := _status(cause):
+            return status in _BUSY
+        # The client's transport is httpx, under a name that changes with its version; xet's raises built-in classes.
+        if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith("httpx"):
+            return True
+    return False
+
+
+def _reason(cause: BaseException) -> str | None:
+    """Says why one error of the chain happened and what to do; None where that error does not tell."""
+    from huggingface_hub import errors
+
+    # From the narrowest class to the widest: a gated repository is also one that was not found.
+    reasons: list[tuple[type[Exception], str]] = [
+        (errors.GatedRepoError, "the repository is gated: ask for access on its page, then run `hf auth login`"),
+        (
+            errors.RepositoryNotFoundError,
+            "it is no folder here, and on the Hub it is missing or private: check the name, run `hf auth login`, or "
+            "give token=...",
+        ),
+        (errors.RevisionNotFoundError, "there is no such revision: give a branch, a tag or a full commit"),
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: unset it to reach the Hub"),
+        (errors.LocalEntryNotFoundError, "it is not in the cache, and the Hub was not asked or not reached: go online"),
+        (errors.EntryNotFoundError, "the repository has none: it is not a folder written by `mixsiam export`"),
+        (errors.LocalTokenNotFoundError, "there is no token: run `hf auth login`, or set HF_TOKEN"),
+    ]
+    if reason := next((text for kind, text in reasons if isinstance(cause, kind)), None):
+        return reason
+    if status := _status(cause):
+        return _STATUS_REASONS.get(status)
+    if isinstance(cause, OSError) and cause.errno in _DISK_REASONS:
+        return _DISK_REASONS[cause.errno]
+    # xet's errors are only text.
+    if "No space left on device" in str(cause):
+        return _DISK_FULL
+    if refused := re.search(r"HTTP status client error \((\d{3})", str(cause)):
+        return _STATUS_REASONS.get(int(refused[1]))
+    if isinstance(cause, PermissionError):
+        return _STATUS_REASONS[403]
+    if isinstance(cause, Exception) and connection_was_lost(cause):
+        return f"the Hub was not reached ({cause}): check the connection, and HF_ENDPOINT if it is set"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, what it was raised from, and so on, down to an answer of the Hub."""
+    while error is not None:
+        yield error
+        before = None if error.__suppress_context__ else error.__context__
+        error = None if _status(error) else error.__cause__ or before
+
+
+def _status(error: BaseException) -> int | None:
+    """Returns the HTTP status of an error that is an answer of the Hub."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status

@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify_folder` found to hold.
+    """What `verify` found to hold.
 
     Attributes:
         folder: The folder.
@@ -64,7 +64,7 @@ class Verified:
 
 
 def verify_folder(name_or_path: str | Path | None = None) -> Verified:
-    """Checks a folder: the sha256 of every file, the fingerprint, the copies of the preprocessing, the known answers.
+    """Finds a model folder and checks it as `verify` does.
 
     Args:
         name_or_path: As in `ImageEncoder.from_pretrained`; of a Hub id every file is downloaded.
@@ -73,7 +73,16 @@ def verify_folder(name_or_path: str | Path | None = None) -> Verified:
         ModelError: Something does not hold; the message says what.
         HubError: The repository cannot be reached, found or read.
     """
-    folder = hub.resolve(name_or_path)
+    return verify(hub.resolve(name_or_path))
+
+
+def verify(folder: ModelFolder) -> Verified:
+    """Checks a folder: the sha256 of every file, the fingerprint, the copies of the preprocessing, the known answers.
+
+    Raises:
+        ModelError: Something does not hold; the message says what.
+        HubError: A file of a repository cannot be fetched.
+    """
     for name in folder.manifest.files:
         folder.file(name)
     check_fingerprint(folder)

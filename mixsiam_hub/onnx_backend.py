@@ -65,9 +65,9 @@ class OnnxBackend:
         self.device = device
         self._arguments = (folder, device, threads)
         graph = folder.file(folder.manifest.onnx_file)
-        if folder.manifest.weights == "fp16":
-            folder.file(WEIGHTS_FILE)  # A compact folder's graph reads its weights from here.
-        self._session = PerProcess(lambda: _open_session(graph, folder.config.dim, device, threads))
+        # A compact folder's graph has its weights outside itself.
+        weights = folder.file(WEIGHTS_FILE) if folder.manifest.weights == "fp16" else None
+        self._session = PerProcess(lambda: _open_session(graph, weights, folder.config.dim, device, threads))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxBackend, self._arguments
@@ -85,7 +85,7 @@ class OnnxBackend:
         return result
 
 
-def _open_session(graph: Path, dim: int, device: str, threads: int) -> InferenceSession:
+def _open_session(graph: Path, weights: Path | None, dim: int, device: str, threads: int) -> InferenceSession:
     """Returns a session on a graph whose inputs and outputs were checked."""
     import onnxruntime
 
@@ -95,6 +95,11 @@ def _open_session(graph: Path, dim: int, device: str, threads: int) -> Inference
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         providers.insert(0, (CUDA_PROVIDER, {"device_id": int(device.partition(":")[2])}))
+    if weights:
+        # From memory: in the Hub's cache the two files are links into different folders, and onnxruntime opens no
+        # data outside the graph's own.
+        data = weights.read_bytes()
+        options.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [data], [len(data)])
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no root below Exception.

@@ -38,3 +38,17 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     point_client_at(running, tmp_path / "hf_home", monkeypatch, use_xet=getattr(request, "param", "xet") == "xet")
     yield running
     running.close()
+
+
+@pytest.fixture
+def small_folder(compact_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is quick to push: nothing in it is replayed, and nothing lost is waited for."""
+    pytest.importorskip("torch", reason="needs the extra export")
+    from hub_server.model_push import make_small
+
+    from mixsiam_hub.export import push as pushing
+    from mixsiam_hub.known_answers import Verified
+
+    monkeypatch.setattr(pushing, "verify", lambda folder: Verified(folder, len(folder.manifest.files), []))
+    monkeypatch.setattr(pushing, "WAITS_S", (0, 0))
+    return make_small(compact_folder, tmp_path / "small")

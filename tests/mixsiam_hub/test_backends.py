@@ -53,7 +53,7 @@ def test_session_that_fell_back_to_the_cpu_is_refused(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
     with pytest.raises(BackendError, match="cuda:0"):
-        onnx_backend._open_session(tmp_path / "model.onnx", 512, "cuda:0", 1)
+        onnx_backend._open_session(tmp_path / "model.onnx", None, 512, "cuda:0", 1)
 
 
 def test_cuda_device_is_numbered_and_auto_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_token_stays_out_of_pickles_and_messages(asked: list[tuple[str, str]]) -
 
 
 def test_file_that_is_not_in_the_cache_is_a_hub_error(tmp_path: Path) -> None:
-    with pytest.raises(HubError, match=r"org/name has no config\.json in the cache"):
+    with pytest.raises(HubError, match=r"org/name: config\.json could not be fetched: it is not in the cache"):
         resolve("org/name", local_files_only=True, cache_dir=tmp_path)
 
 

@@ -1,0 +1,346 @@
+"""A model folder to the Hub: planned in full, sent as one commit, pulled back and checked.
+
+A push is safe to repeat: the commit names its parent, so it lands once or not at all, and what is there already makes
+no second one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
+from huggingface_hub import errors as client_errors
+
+from mixsiam_hub import __version__
+from mixsiam_hub.config import MANIFEST_FILE, Manifest, read_json, sha256_file
+from mixsiam_hub.errors import ArgumentError, HubError, ModelError
+from mixsiam_hub.export.card import CARD_FILE, render_card
+from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
+from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.hub import HubRepo, connection_was_lost, hub_error
+from mixsiam_hub.known_answers import verify
+
+MAIN = "main"
+WAITS_S = (1.0, 5.0)
+"""Pauses before the second and the third try after a lost connection."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push came to.
+
+    Attributes:
+        commit: That holds the folder now, 40 hex digits.
+        is_new: False where the Hub held the same content already, and no commit was made.
+        pull_request: Its ref, as in `refs/pr/1`, where one was opened.
+    """
+
+    commit: str
+    is_new: bool
+    pull_request: str | None = None
+
+
+def plan_push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    overwrite_card: bool = False,
+) -> PushPlan:
+    """Verifies a folder, checks its card and compares it with the Hub; changes nothing anywhere.
+
+    Args:
+        folder: The model folder.
+        repo: `org/name`; it need not exist.
+        private: Make the repository a private one; an existing one must be private already.
+        revision: Branch to commit to, made from main where it does not exist, or an open pull request (`refs/pr/1`).
+            None is main.
+        create_pr: Open a pull request instead.
+        tag: Name of a tag for the commit.
+        overwrite_card: Replace a README.md that the repository has.
+
+    Raises:
+        ArgumentError: The repository's name or the options do not fit.
+        ModelError: The folder does not hold what it says.
+        HubError: The card or what is on the Hub does not fit, or the Hub cannot be reached or read.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ArgumentError(f"repo is {repo!r}; give org/name, or your own name in front of the slash")
+    if tag and create_pr:
+        raise ArgumentError(f"tag is {tag!r} and create_pr is set; tag the commit once the pull request is merged")
+    checked = verify(ModelFolder.open(folder)).folder
+    with _explained(f"{repo}: the push could not be planned"):
+        HfApi().whoami()
+        remote = _persistently(lambda: _look(repo, revision or MAIN))
+        keeps_card = CARD_FILE in remote.files and not overwrite_card
+        files = [LocalFile.of(name, checked.path / name) for name in model_files(checked)]
+        if not keeps_card:
+            files.append(LocalFile.of(CARD_FILE, _card(checked, repo).encode()))
+    left_out = other_files(checked, [CARD_FILE, *(file.name for file in files)])
+    plan = PushPlan(
+        checked, repo, revision or MAIN, private, create_pr, tag, tuple(files), left_out, keeps_card, remote
+    )
+    _check_place(plan)
+    return plan
+
+
+def push(plan: PushPlan, message: str | None = None) -> Pushed:
+    """Carries a plan out: one commit, pulled back into a fresh cache and replayed, then the tag.
+
+    Args:
+        plan: From `plan_push`.
+        message: The commit's; None names the encoder's fingerprint.
+
+    Raises:
+        HubError: The push failed; the message says whether the commit is there, why, and what to do.
+    """
+    with _explained(f"{plan.repo}: nothing was pushed"):
+        plan = _prepared(plan)
+        done = _persistently(lambda: _commit(plan, message or _message(plan)))
+    if done.is_new:
+        _check_pulled_back(plan, done)
+    if plan.tag and plan.remote.tags.get(plan.tag) != done.commit:
+        with _explained(f"{plan.repo}@{done.commit} was pushed and checked, but not tagged {plan.tag}"):
+            _tag(plan.repo, plan.tag, done.commit)
+    return done
+
+
+# Before
+
+
+def _look(repo: str, branch: str) -> Remote:
+    """Returns what the Hub holds on a branch, or on main where the branch is yet to be made."""
+    api = HfApi()
+    try:
+        refs = api.list_repo_refs(repo, include_pull_requests=True)
+    except client_errors.GatedRepoError:
+        raise
+    except client_errors.RepositoryNotFoundError:
+        return Remote()
+    heads = {ref.name: ref.target_commit for ref in refs.branches}
+    heads |= {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
+    commit = heads.get(branch) or heads.get(MAIN)
+    info = api.model_info(repo, revision=commit, files_metadata=True)
+    files = _hashes(info)
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    return Remote(info.sha, bool(info.private), files, _listed(repo, info.sha, files), heads, tags)
+
+
+def _hashes(info: ModelInfo) -> dict[str, str]:
+    """Returns path -> hash of a commit's files: the sha256 of large ones, git's of the others."""
+    return {file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id) for file in info.siblings or []}
+
+
+def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozenset[str]:
+    """Returns what a commit's mixsiam.json lists; nothing where there is none, or one of another project."""
+    if MANIFEST_FILE not in files:
+        return frozenset()
+    with TemporaryDirectory() as cache:
+        path = HubRepo(repo, commit, cache_dir=cache).fetch(MANIFEST_FILE)
+        try:
+            return frozenset(Manifest.from_json(read_json(path)).files)
+        except ModelError:
+            return frozenset()
+
+
+def _card(folder: ModelFolder, repo: str) -> str:
+    """Returns README.md: rendered anew under the repository's name; as it is where somebody edited it.
+
+    Raises:
+        HubError: The Hub does not take its metadata.
+    """
+    path = folder.path / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    if not text or (title and text == render_card(title[1], folder.config, folder.manifest)):
+        text = render_card(repo, folder.config, folder.manifest)
+    try:
+        card = ModelCard(text)
+    except Exception as error:  # YAML's, or the client's for a field that is wrong.
+        raise HubError(f"{path}: its metadata cannot be read: {error}; mend them and push again") from error
+    try:
+        _persistently(card.validate)
+    except ValueError as error:
+        raise HubError(f"{path}: the Hub refuses its metadata: {error}; mend them and push again") from error
+    return text
+
+
+def _check_place(plan: PushPlan) -> None:
+    """Refuses what would end elsewhere than it was meant to."""
+    remote = plan.remote
+    if plan.private and remote.commit and not remote.is_private:
+        raise HubError(f"{plan.repo} is public; make it private in its settings first, or push without --private")
+    if plan.branch in remote.tags:
+        raise HubError(f"{plan.repo}: {plan.branch} is a tag; give a branch as --revision")
+    is_new_branch = plan.branch != MAIN and plan.branch not in remote.heads
+    if is_new_branch and (plan.create_pr or plan.branch.startswith("refs/")):
+        raise HubError(f"{plan.repo} has no {plan.branch}; it has {', '.join(remote.heads) or 'no branches yet'}")
+    tagged = remote.tags.get(plan.tag) if plan.tag else None
+    if tagged and (plan.changes_something or tagged != remote.commit):
+        raise HubError(f"{plan.repo} has the tag {plan.tag} at {tagged}; tags stay where they are, choose another")
+
+
+# The commit
+
+
+def _prepared(plan: PushPlan) -> PushPlan:
+    """Makes the repository and the branch where they are missing; returns the plan with the commit to build on."""
+    api, repo = HfApi(), plan.repo
+    if plan.remote.commit is None:
+        _persistently(lambda: api.create_repo(repo, private=plan.private or None, exist_ok=True))
+        made = _persistently(lambda: _look(repo, MAIN))
+        if made.files.keys() - {".gitattributes"}:
+            raise HubError(f"{repo} was made by somebody else meanwhile; nothing was pushed, look at it and push again")
+        plan = replace(plan, remote=made)
+        _check_place(plan)
+    if plan.branch not in plan.remote.heads:
+        start = plan.remote.commit
+        _persistently(lambda: api.create_branch(repo, branch=plan.branch, revision=start, exist_ok=True))
+    return plan
+
+
+def _commit(plan: PushPlan, message: str) -> Pushed:
+    """Sends the one commit. Safe to run twice: after a lost answer it looks whether the commit arrived."""
+    if not plan.changes_something:
+        return Pushed(str(plan.remote.commit), is_new=False)
+    additions = [CommitOperationAdd(file.name, _payload(file)) for file in plan.changed]
+    deletions = [CommitOperationDelete(name, is_folder=False) for name in plan.obsolete]
+    try:
+        made = HfApi().create_commit(
+            plan.repo,
+            [*additions, *deletions],
+            commit_message=message,
+            revision=plan.branch,
+            create_pr=plan.create_pr,
+            parent_commit=plan.remote.commit,
+        )
+    except Exception as error:  # The client's transport errors have no root of their own.
+        # A commit whose answer is late shows as a second writer: the next try finds its parent outdated.
+        is_outdated = isinstance(error, client_errors.HfHubHTTPError) and error.response.status_code == 412
+        arrived = _arrived(plan) if is_outdated or connection_was_lost(error) else None
+        if arrived is None:
+            raise
+        return arrived
+    return Pushed(made.oid, True, made.pr_revision)
+
+
+def _payload(file: LocalFile) -> str | bytes:
+    return file.source if isinstance(file.source, bytes) else str(file.source)
+
+
+def _arrived(plan: PushPlan) -> Pushed | None:
+    """Finds the commit of a push whose answer was lost, by its content; None where it did not arrive.
+
+    Raises:
+        HubError: It cannot be seen.
+    """
+    try:
+        now = _persistently(lambda: _look(plan.repo, plan.branch))
+        if plan.create_pr:
+            news = [ref for ref in now.heads if ref.startswith("refs/pr/") and ref not in plan.remote.heads]
+        else:
+            news = [plan.branch] if now.commit != plan.remote.commit else []
+        for ref in news:
+            if plan.is_in(_persistently(partial(_look, plan.repo, ref)).files):
+                return Pushed(now.heads[ref], True, ref if plan.create_pr else None)
+    except Exception as error:
+        failed = f"{plan.repo}: the connection was lost, and whether the commit arrived cannot be seen"
+        advice = "then push again: what is there already makes no second commit"
+        # From nothing: it must not look like a lost connection itself, after which the commit is tried again.
+        raise HubError(f"{hub_error(error, failed)}; {advice}") from None
+    return None
+
+
+def _message(plan: PushPlan) -> str:
+    return f"Push encoder {plan.folder.manifest.fingerprint[:12]} with mixsiam-hub {__version__}"
+
+
+# After
+
+
+def _check_pulled_back(plan: PushPlan, done: Pushed) -> None:
+    """Pulls a commit into a fresh cache and replays its known answers.
+
+    Raises:
+        HubError: It is not what was pushed, or cannot be checked; the message says how to go back.
+    """
+    at = f"{plan.repo}@{done.commit}"
+    try:
+        with TemporaryDirectory() as cache:
+            repo = HubRepo(plan.repo, done.commit, cache_dir=cache)
+            _persistently(lambda: _compare(plan, repo))
+    except ModelError as error:
+        raise HubError(f"{at} does not come back as it was pushed: {error}. {_way_back(plan, done)}") from error
+    except Exception as error:
+        failed = f"{at} was pushed, but could not be pulled back to check it"
+        raise HubError(f"{hub_error(error, failed)}; then check it with: mixsiam verify {at}") from error
+
+
+def _compare(plan: PushPlan, repo: HubRepo) -> None:
+    """Checks that a commit holds a plan's files and gives its known answers.
+
+    Raises:
+        ModelError: It does not.
+        HubError: It cannot be fetched.
+    """
+    if not plan.is_in(_hashes(HfApi().model_info(repo.name, revision=repo.revision, files_metadata=True))):
+        raise ModelError("its list of files differs; does a .gitignore there leave some out?")
+    for file in plan.files:
+        if sha256_file(repo.fetch(file.name)) != file.sha256:
+            raise ModelError(f"{file.name} differs")
+    verify(repo.open())
+
+
+def _way_back(plan: PushPlan, done: Pushed) -> str:
+    """Says how to undo a commit."""
+    if done.pull_request:
+        return f"Nobody sees it yet: close the pull request {done.pull_request} and push again."
+    revision = "" if plan.branch == MAIN else f" --revision {plan.branch}"
+    return (
+        f"To go back: hf download {plan.repo} --revision {plan.remote.commit} --local-dir OLD, then "
+        f'hf upload {plan.repo} OLD .{revision} --delete "*"; until then, name the commit before it: '
+        f"{plan.repo}@{plan.remote.commit}"
+    )
+
+
+def _tag(repo: str, tag: str, commit: str) -> None:
+    _persistently(lambda: HfApi().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+    refs = _persistently(lambda: HfApi().list_repo_refs(repo))
+    if {ref.name: ref.target_commit for ref in refs.tags}.get(tag) != commit:
+        raise HubError(f"{repo}: somebody else made the tag {tag} meanwhile, for another commit; choose another")
+
+
+def _persistently(action: Callable[[], _Result]) -> _Result:
+    """Does what is safe to do twice, and does it again where the connection is lost."""
+    for wait_s in WAITS_S:
+        try:
+            return action()
+        except Exception as error:
+            if not connection_was_lost(error):
+                raise
+        time.sleep(wait_s)
+    return action()
+
+
+@contextmanager
+def _explained(failed: str) -> Iterator[None]:
+    """Turns the client's errors into HubError: `failed` and why."""
+    try:
+        yield
+    except (HubError, ModelError):
+        raise
+    except Exception as error:
+        raise hub_error(error, failed) from error
