@@ -25,14 +25,14 @@ from mixsiam_hub.errors import ModelError
 from mixsiam_hub.export.answers import write_answers
 from mixsiam_hub.export.card import CARD_FILE, render_card
 from mixsiam_hub.export.preprocess_graph import PREPROCESS_FILE, preprocess_graph
-from mixsiam_hub.export.processors import preprocessor_json, processor_json
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
 from mixsiam_hub.export.verify import measure_parity, min_cosine, run
 from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_weights
 from mixsiam_hub.folder import ModelFolder
 from mixsiam_hub.images import load_image
-from mixsiam_hub.known_answers import PREPROCESSOR_FILE, PROCESSOR_FILE, verify_folder
+from mixsiam_hub.known_answers import verify_folder
 from mixsiam_hub.preprocess import preprocess
+from mixsiam_hub.processors import PREPROCESSOR_FILE, PROCESSOR_FILE, preprocessor_json, processor_json
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 
 

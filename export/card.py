@@ -24,8 +24,7 @@ tags:
 ---
 # {title}
 
-{notice}An image encoder {origin}: {architecture}, {input_px} x {input_px} px in, {dim}
-numbers out.
+{notice}An image encoder {origin}: {architecture}, {input_px} x {input_px} px in, {dim} numbers out.
 Similar images get vectors of high cosine. It knows no classes and draws no boxes.
 
 ## Use
@@ -83,10 +82,11 @@ The method is that of Guo, Zhao, Lin and Du, MixSiam (arXiv 2111.02679), on top 
 The paper's abstract fixes the idea: a mixture of two views of one image is drawn to the element-wise maximum of the two
 views' representations, behind a stop-gradient, beside the siamese loss. Its authors released no code; the weight of the
 mixture loss, the distribution of the mixing share and taking the maximum before normalisation are this project's
-choices, so this is no reproduction of the paper's figures. The recipe's values are in mixsiam.json.""",
-    "simsiam": f"The method is that of {_SIMSIAM}. The recipe's values are in mixsiam.json.",
+choices, so this is no reproduction of the paper's figures.""",
+    "simsiam": f"The method is that of {_SIMSIAM}.",
 }
-_STATISTICS = """\
+_TRAINED = """\
+`mixsiam train {name} --data {data}` trained it; the value of every key of its recipe is in mixsiam.json.
 Before export the BatchNorm statistics were estimated anew on clean training images through the preprocessing that is
 shipped."""
 _IMPORTED = """\
@@ -132,13 +132,18 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest) -> str:
         input_px=config.preprocessing.input_px,
         dim=config.dim,
         loaders=loaders.format(name=name),
-        method_notes=_imported(manifest) if imported else f"{_METHOD_NOTES[manifest.method]}\n{_STATISTICS}",
+        method_notes=_imported(manifest) if imported else f"{_METHOD_NOTES[manifest.method]}\n{_trained(manifest)}",
         training=_table(("", ""), [(key, training[key]) for key in _TRAINING_ROWS if key in training]),
         data_terms=training.get("recipe.data_terms") or "its terms were not recorded",
         quality="\n\n".join(_evaluations(manifest)) or "Not measured: run `mixsiam evaluate`.",
         parity=_table(("what", "measured", "allowed"), _parity_rows(manifest.parity)),
         fingerprint=manifest.fingerprint,
     )
+
+
+def _trained(manifest: Manifest) -> str:
+    recipe = manifest.training.get("recipe", {})
+    return _TRAINED.format(name=recipe.get("name", "RECIPE"), data=recipe.get("data", "DATA"))
 
 
 def _imported(manifest: Manifest) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -24,11 +23,10 @@ from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.encoder import ImageEncoder
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.processors import PREPROCESSOR_FILE, PROCESSOR_FILE, preprocessor_json
 
 ANSWERS = "known_answers"
 ANSWERS_FILE = f"{ANSWERS}/vectors.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
-PROCESSOR_FILE = "processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -138,41 +136,21 @@ def check_fingerprint(folder: ModelFolder) -> None:
 def check_preprocessing(folder: ModelFolder) -> None:
     """Compares the copies of the preprocessing that other loaders read with config.json's, which is ours.
 
-    A compact folder may lack the copies.
-
     Raises:
         ModelError: A copy is missing or differs; the message names the field.
     """
-    pre = folder.config.preprocessing
-    resample = int(Image.Resampling[pre.interpolation.upper()])
-    expected: dict[str, Any] = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": pre.resize_px},
-        "resample": resample,
-        "do_center_crop": True,
-        "crop_size": {"height": pre.input_px, "width": pre.input_px},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(pre.mean),
-        "image_std": list(pre.std),
-    }
-    compact = folder.manifest.weights == "fp16"
-    if not compact or PREPROCESSOR_FILE in folder.manifest.files:
-        path = folder.file(PREPROCESSOR_FILE)
-        copy = read_json(path)
-        for key, value in expected.items():
-            if copy.get(key) != value:
-                raise ModelError(f"{path}: {key} is {copy.get(key)}; {CONFIG_FILE} asks for {value}")
-    if not compact or PROCESSOR_FILE in folder.manifest.files:
-        path = folder.file(PROCESSOR_FILE)
-        raw = read_json(path).get("image_processor")
-        if not isinstance(raw, dict):
-            raise ModelError(f"{path}: image_processor is {raw!r}; it must be an object")
-        other = ModelConfig.from_json(raw, f"{path}: image_processor")
-        if other.preprocessing != pre:
-            raise ModelError(f"{path} holds {other.preprocessing}; {CONFIG_FILE} holds {pre}")
+    path = folder.file(PREPROCESSOR_FILE)
+    copy = read_json(path)
+    for key, value in preprocessor_json(folder.config).items():
+        if copy.get(key) != value:
+            raise ModelError(f"{path}: {key} is {copy.get(key)}; {CONFIG_FILE} asks for {value}")
+    path = folder.file(PROCESSOR_FILE)
+    raw = read_json(path).get("image_processor")
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: image_processor is {raw!r}; it must be an object")
+    other = ModelConfig.from_json(raw, f"{path}: image_processor").preprocessing
+    if other != folder.config.preprocessing:
+        raise ModelError(f"{path} holds {other}; {CONFIG_FILE} holds {folder.config.preprocessing}")
 
 
 def _read_answers(folder: ModelFolder) -> tuple[float, list[str], NDArray[np.float64]]:

@@ -164,9 +164,10 @@ class Recipe:
 
 
 def data_name(spec: str) -> str:
-    """Returns the last part of a data set's path, with its `::train` or `::val`."""
+    """Returns a data set's name: its folder's, a file behind it, and its `::train` or `::val`."""
     where, colons, part = spec.partition("::")
-    return f"{Path(where).name}{colons}{part}"
+    path = Path(where)
+    return f"{Path(path.parent.name, path.name) if path.suffix else path.name}{colons}{part}"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -93,7 +93,16 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
         "rank": effective_rank(features.test[:1024]),
         "rows": rows,
         "clears_raw_pixels": rows[method]["knn20"] - rows[RAW]["knn20"] >= CLEARS_BY,
-        "command": f"mixsiam evaluate {data_name(model) or ''} --train {data_name(train)} --test {data_name(test)}",
+        "command": " ".join(
+            [
+                "mixsiam evaluate",
+                *filter(None, [data_name(model)]),
+                "--train",
+                data_name(train),
+                "--test",
+                data_name(test),
+            ]
+        ),
         "fingerprint": before,
     }
     write_report(result, out or folder)

@@ -15,13 +15,12 @@ from mixsiam_hub.errors import ModelError
 from mixsiam_hub.folder import ModelFolder
 from mixsiam_hub.known_answers import (
     ANSWERS_FILE,
-    PREPROCESSOR_FILE,
-    PROCESSOR_FILE,
     check_fingerprint,
     check_preprocessing,
     replay,
     verify_folder,
 )
+from mixsiam_hub.processors import PREPROCESSOR_FILE, PROCESSOR_FILE
 
 
 @pytest.fixture

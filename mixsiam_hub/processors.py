@@ -8,6 +8,9 @@ from PIL import Image
 
 from mixsiam_hub.config import ModelConfig
 
+PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+
 
 def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
     """Returns preprocessor_config.json for transformers.js, fastembed and transformers 4.
