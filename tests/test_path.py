@@ -17,7 +17,7 @@ from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
 from mixsiam_hub.samples import draw_samples
 
-SMALL = ["epochs=1", "batch_size=400", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
+SMALL = ["epochs=1", "batch_size=400", "lr=0.03", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
 
 
 def mixsiam(*arguments: object, exit_code: int = 0) -> Result:

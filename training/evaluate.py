@@ -197,7 +197,7 @@ def _draw(evaluations: list[dict[str, Any]], path: Path) -> None:
         axes.set_xticks(range(3), ["kNN, k = 20", "kNN, k = 200", "linear probe"])
         axes.set_ylabel("accuracy, %")
         axes.set_title(f"{entry['test']} ({entry['n_test']:,} images)", fontsize=10)
-        axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)
     temporary.replace(path)

@@ -23,7 +23,7 @@ from mixsiam_hub.training.loop import train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["epochs=1", "batch_size=400", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
+    options = ["epochs=1", "batch_size=400", "lr=0.03", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
     train(load_recipe("digits", [*options, f'run_dir="{path}"']))
     return path
 

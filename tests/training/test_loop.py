@@ -26,7 +26,15 @@ from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_
 from mixsiam_hub.training.config import Recipe, load_recipe
 from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
 
-OVERRIDES = ["epochs=2", "batch_size=400", "threads=1", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
+OVERRIDES = [
+    "epochs=2",
+    "batch_size=400",
+    "lr=0.03",
+    "threads=1",
+    "output_stride=32",
+    "projector_dim=64",
+    "predictor_dim=16",
+]
 
 
 def recipe(run: Path, *more: str) -> Recipe:
@@ -38,7 +46,6 @@ def log(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for line in lines:
         del line["seconds"]
-        line.pop("run", None)
     return lines
 
 
