@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
 
 from mixsiam_hub.config import Preprocessing
 from mixsiam_hub.errors import ImageError
@@ -82,9 +83,11 @@ def labelled_features(
     kept: list[NDArray[np.int64]] = []
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
-        for batch, positions in clean_batches(images, pre):
-            kept.append(positions)
-            yield batch
+        with tqdm(total=len(images), desc=images.name, unit="image", leave=False) as bar:
+            for batch, positions in clean_batches(images, pre):
+                kept.append(positions)
+                yield batch
+                bar.update(len(batch))
 
     features = extract(network, pixels(), pre, precision)
     return features, images.labels[np.concatenate(kept)]
