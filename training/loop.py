@@ -277,7 +277,8 @@ def _write(path: Path, text: str) -> None:
 
 def _new_dir(recipe: Recipe) -> Path:
     run = Path(recipe.run_dir or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if run.exists() and any(run.iterdir()):
+    # A run killed before its recipe was whole leaves a .tmp and nothing else.
+    if run.exists() and any(path.suffix != ".tmp" for path in run.iterdir()):
         raise DataError(f"{run} is not empty; add --resume to go on with it, or choose another run_dir")
     return run
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -116,31 +114,44 @@ def test_finished_run_resumes_to_itself(whole_run: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+CODE = (
+    "import sys; from mixsiam_hub.training.config import load_recipe; from mixsiam_hub.training.loop import train; "
+    "from pathlib import Path; recipe = load_recipe('digits', sys.argv[1:]); "
+    "train(recipe, resume=(Path(recipe.run_dir) / 'recipe.toml').is_file())"
+)
+
+
+def start_process(run: Path) -> subprocess.Popen[bytes]:
+    """Starts or resumes the run in a process of its own, with a checkpoint at every step."""
+    overrides = [*OVERRIDES, f'run_dir="{run}"', "checkpoint_minutes=1e-9"]
+    return subprocess.Popen([sys.executable, "-c", CODE, *overrides], stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def process_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long the process takes here when nobody kills it, so that the kills fall within it."""
+    start = time.monotonic()
+    assert start_process(tmp_path_factory.mktemp("runs") / "alone").wait(600) == 0
+    return time.monotonic() - start
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_killed_run_resumes_exactly(whole_run: Path, tmp_path: Path, seed: int) -> None:
-    """kill -9 at random moments, checkpoints at every step, until the run gets through."""
+def test_killed_run_resumes_exactly(whole_run: Path, process_seconds: float, tmp_path: Path, seed: int) -> None:
+    """kill -9 at random moments, four times at the most, then left alone."""
     run = tmp_path / "killed"
-    code = (
-        "import sys; from mixsiam_hub.training.config import load_recipe; from mixsiam_hub.training.loop import train; "
-        "from pathlib import Path; r = load_recipe('digits', sys.argv[2:]); "
-        "train(r, resume=(Path(sys.argv[1]) / 'recipe.toml').is_file())"
-    )
-    command = [sys.executable, "-c", code, str(run), *OVERRIDES, f'run_dir="{run}"', "checkpoint_minutes=1e-9"]
     rng = random.Random(seed)
     kills = 0
-    for attempt in range(40):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + (rng.uniform(3, 14) if attempt < 4 else 600)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert process.returncode == 0
+    for _ in range(4):
+        process = start_process(run)
+        try:
+            process.wait(rng.uniform(0.2, 0.8) * process_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
     assert kills
+    assert start_process(run).wait(600) == 0
     assert_same_run(whole_run, run)
 
 
