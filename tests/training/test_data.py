@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 def encode(image: object, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format)  # type: ignore[attr-defined]
+    image.save(buffer, format)
     return buffer.getvalue()
 
 
@@ -56,7 +56,7 @@ def write_parquet(path: Path, *, labels: bool = True, plain: bool = False) -> li
 
 def batches(data: str | Path, workers: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
     images = open_images(str(data))
-    views = Views(images, HOW, options.get("mixture", "linear"), 1.0, seed=3)  # type: ignore[arg-type]
+    views = Views(images, HOW, options.get("mixture", "linear"), 1.0, seed=3)
     return list(make_loader(views, Order(len(images), 4, 2, 3, first_step), workers))
 
 

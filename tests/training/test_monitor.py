@@ -53,7 +53,7 @@ class Planted(nn.Module):
 def measure(kind: str) -> Health:
     """Health of a planted encoder whose projector has seen it, so that its statistics fit."""
     torch.manual_seed(0)
-    model = MixSiam(Planted(kind), projector_layers=2, projector_dim=64, predictor_dim=16)  # type: ignore[arg-type]
+    model = MixSiam(Planted(kind), projector_layers=2, projector_dim=64, predictor_dim=16)
     images = open_images("digits::train")
     x = torch.stack([torch.from_numpy(np.array(images[i].resize((16, 16)))) for i in range(512)])
     x = x.permute(0, 3, 1, 2).float() / 255
@@ -113,7 +113,7 @@ def test_z_std_and_max_bias_of_known_batches() -> None:
 
 
 def test_monitor_leaves_the_model_as_it_was() -> None:
-    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)  # type: ignore[arg-type]
+    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     Monitor(open_images("digits::val"), None, PRE, "fp32").measure(model, 1.0, 0.0)
@@ -122,7 +122,7 @@ def test_monitor_leaves_the_model_as_it_was() -> None:
 
 
 def test_a_diverged_model_is_collapsed_not_a_crash() -> None:
-    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)  # type: ignore[arg-type]
+    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)
     monitor = Monitor(open_images("digits::train"), open_images("digits::val"), PRE, "fp32")
     initial = monitor.measure(model, 1.0, 0.0)
     with torch.no_grad():

@@ -37,7 +37,7 @@ class TinyBackbone(nn.Module):
 
 def make_model(**options: object) -> MixSiam:
     torch.manual_seed(0)
-    return MixSiam(TinyBackbone(), projector_layers=2, projector_dim=16, predictor_dim=4, **options)  # type: ignore[arg-type]
+    return MixSiam(TinyBackbone(), projector_layers=2, projector_dim=16, predictor_dim=4, **options)
 
 
 def make_batch(n: int = 8, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
