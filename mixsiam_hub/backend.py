@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "onnx", "torch", "openvino")
 AUTO_ORDER = ("onnx", "torch")
-PRECISIONS = {"onnx": ("fp32",), "torch": ("fp32", "bf16", "fp16")}
+PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16", "fp16")}
 
 
 class Backend(Protocol):
@@ -28,7 +29,7 @@ class Backend(Protocol):
     Attributes:
         name: `onnx` or `torch`.
         device: `cpu`, `cuda:N` or `mps`.
-        precision: `fp32`, `bf16` or `fp16`; what comes out is float32 whatever it is.
+        precision: `fp32`, `bf16`, `fp16` or `int8`; what comes out is float32 whatever it is.
     """
 
     name: str
@@ -51,13 +52,14 @@ class Choice:
     precision: str
 
 
-def choose(backend: str, device: str, precision: str) -> Choice:
-    """Settles what runs the network; `auto` takes the first of AUTO_ORDER that can do the rest of what was asked.
+def choose(backend: str, device: str, precision: str, order: Sequence[str] = AUTO_ORDER) -> Choice:
+    """Settles what runs the network; `auto` takes the first of `order` that can do the rest of what was asked.
 
     Args:
         backend: One of BACKENDS.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: One of the backend's PRECISIONS.
+        order: The backends that can run the model, the preferred one first.
 
     Raises:
         BackendError: A word that is not known, or something asked for by name that cannot be had here.
@@ -70,14 +72,11 @@ def choose(backend: str, device: str, precision: str) -> Choice:
     if backend != "auto":
         return _check(backend, device, precision)
     reasons = []
-    for name in AUTO_ORDER:
+    for name in order:
         try:
-            choice = _check(name, device, precision)
+            return _check(name, device, precision)
         except MixsiamError as error:
             reasons.append(f"{name}: {error}")
-            continue
-        _log.info("backend auto: %s on %s, %s", choice.backend, choice.device, choice.precision)
-        return choice
     raise BackendError(f"no backend can run on device {device!r} in {precision!r}. " + ". ".join(reasons))
 
 
@@ -91,11 +90,18 @@ def load(choice: Choice, folder: ModelFolder, threads: int) -> Backend:
 
     Raises:
         ModelError: A file of the folder is missing, changed or wrong.
+        BackendError: The onnx backend and a plain folder, which has no graph.
     """
+    if choice.backend == "onnx" and folder.is_plain:
+        raise BackendError(
+            f"{folder.path} was saved by timm and has no graph for the onnx backend; give backend='torch', or make a "
+            f"folder that has one: mixsiam import {folder.path} FOLDER --from timm --license ID"
+        )
+    _log.info("backend %s on %s, %s", choice.backend, choice.device, choice.precision)
     if choice.backend == "onnx":
         from mixsiam_hub.onnx_backend import OnnxBackend
 
-        return OnnxBackend(folder, choice.device, threads)
+        return OnnxBackend(folder, choice.device, choice.precision, threads)
     backend: Backend = torch_backend().TorchBackend(folder, choice.device, choice.precision, threads)
     return backend
 

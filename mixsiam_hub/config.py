@@ -25,6 +25,10 @@ CONFIG_FILE = "config.json"
 MANIFEST_FILE = "mixsiam.json"
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "onnx/model.onnx"
+FP16_ONNX_FILE = "onnx/model_fp16.onnx"
+INT8_ONNX_FILE = "onnx/model_quantized.onnx"
+VARIANT_FILES = {"fp16": FP16_ONNX_FILE, "int8": INT8_ONNX_FILE}
+"""Precision -> the graph that has it, in folders that were exported with it. Inputs and outputs are float32 in each."""
 COMPACT_ONNX_FILE = "model.onnx"
 """A compact folder's graph: it stands beside model.safetensors and reads its weights from there, because onnxruntime
 refuses external data outside the graph's own folder."""
@@ -32,6 +36,9 @@ refuses external data outside the graph's own folder."""
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}
 """Backbone name (torchvision's and timm's) -> width of its features."""
+
+_TIMM_DEFAULTS = {"in_chans": 3, "global_pool": "avg"}
+"""Arguments that timm records of every network, with the one value that a backbone has here."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,23 @@ class ModelConfig:
             raise ModelError(f"{where}.std is {list(pre.std)}; every value must be above 0")
         return cls(architecture, pre, stride)
 
+    @classmethod
+    def from_timm(cls, raw: Mapping[str, Any], source: str = CONFIG_FILE) -> ModelConfig:
+        """Reads a config.json that timm wrote; like timm's loaders, at the input size and not the one it tests at.
+
+        Args:
+            raw: The parsed file.
+            source: What to call the file in errors.
+
+        Raises:
+            ModelError: A field is missing, of the wrong type, or asks for what this package does not do.
+        """
+        args = _get(raw, "model_args", dict, source) if "model_args" in raw else {}
+        args = {"global_pool": raw.get("global_pool", "avg")} | args
+        # num_classes is about the head, which is dropped.
+        odd = {k: v for k, v in args.items() if k != "num_classes" and v != _TIMM_DEFAULTS.get(k)}
+        return cls.from_json({**raw, "model_args": odd}, source)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -158,8 +182,10 @@ class Manifest:
         license: SPDX identifier of the weights' licence, given by whoever exported.
         fingerprint: `fingerprint()` of the backbone and preprocessing, a sha256 in hex.
         config_digest: `ModelConfig.digest` of config.json, whose bytes may change when other tools save it again.
+        card_sha256: README.md's as export rendered it, in hex, so that a push knows a card that nobody edited.
         files: Path in the folder -> sha256 in hex, for every file but mixsiam.json, config.json and README.md.
-        method: Objective that trained it: `mixsiam`, `simsiam`, or `imported from SOURCE`.
+        method: Objective that trained it: `mixsiam`, `simsiam`, or `imported from SOURCE`; `timm` where timm saved it
+            and this manifest was made in memory.
         weights: How model.safetensors stores convolutions: `fp32`, or `fp16` in a compact folder.
         training: Provenance: recipe, data, epochs, seconds, versions, hardware. Free-form.
         parity: Measured differences between the runtimes, written by export. Free-form.
@@ -170,6 +196,7 @@ class Manifest:
     license: str
     fingerprint: str
     config_digest: str
+    card_sha256: str
     files: dict[str, str]
     method: str = "mixsiam"
     weights: str = "fp32"
@@ -195,7 +222,8 @@ class Manifest:
                 f"{source}: format_version is {version}, this mixsiam-hub reads {FORMAT_VERSION}; "
                 "upgrade with: pip install -U mixsiam-hub"
             )
-        types: dict[str, type] = dict.fromkeys(("license", "fingerprint", "config_digest", "method", "weights"), str)
+        texts = ("license", "fingerprint", "config_digest", "card_sha256", "method", "weights")
+        types: dict[str, type] = dict.fromkeys(texts, str)
         types |= dict.fromkeys(("files", "training", "parity", "quality"), dict) | {"format_version": int}
         if unknown := set(raw) - set(types):
             raise ModelError(f"{source}: unknown key {sorted(unknown)[0]!r}; allowed are {sorted(types)}")
@@ -247,6 +275,24 @@ def fingerprint(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> str
         digest.update(f"{name}{list(tensor.shape)}".encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads every tensor of a safetensors file.
+
+    Raises:
+        ModelError: It is none, or has a type of tensor that NumPy lacks.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors: dict[str, NDArray[Any]] = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is no safetensors file: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:  # What looking a type up in NumPy can raise.
+        raise ModelError(f"{path} has tensors of a type that NumPy lacks: {error}; save them as float32") from error
+    return tensors
 
 
 def sha256_file(path: Path) -> str:

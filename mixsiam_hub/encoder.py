@@ -58,9 +58,11 @@ class ImageEncoder:
             name_or_path: A model folder, or a Hub id `org/name`. None is the built-in encoder, which works offline: a
                 small demonstration encoder, trained for minutes on 64 px images, not a strong general one.
             revision: Branch, tag or commit of a Hub id.
-            backend: `onnx`, `torch` or `auto`: onnx where it can do what is asked, else torch.
+            backend: `onnx`, `torch` or `auto`: onnx where it can do what is asked, else torch. A ResNet as timm saves
+                it, on the Hub or in a folder, runs by torch alone.
             device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
-            precision: `fp32`; the torch backend also runs `bf16`, and `fp16` on CUDA.
+            precision: `fp32`; onnx also runs `fp16` and `int8` of a folder that was exported with them, torch `bf16`,
+                and `fp16` on CUDA.
             token: For private and gated repositories.
             cache_dir: Where the Hub's files are kept; None is the Hub client's own cache.
             local_files_only: Never use the network.
@@ -69,16 +71,18 @@ class ImageEncoder:
         Raises:
             ModelError: No such folder, or one that breaks the contract or was changed.
             HubError: The repository cannot be reached, found or read.
-            BackendError: A backend, device or precision that cannot be had here.
+            BackendError: A backend, device or precision that cannot be had here, or with this model.
             MissingExtraError: The torch backend was asked for and torch is not installed.
             ArgumentError: threads is below 1.
         """
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads is {threads}; it must be at least 1, or None for the CPUs available")
-        choice = backends.choose(backend, device, precision)
+        choice = backends.choose(backend, device, precision)  # Before anything is downloaded.
         folder = hub.resolve(
             name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        if folder.is_plain:
+            choice = backends.choose(backend, device, precision, order=("torch",))
         threads = threads or available_cpus()
         return cls(folder, backends.load(choice, folder, threads), threads)
 
@@ -196,7 +200,7 @@ class ImageEncoder:
 
     @property
     def precision(self) -> str:
-        """`fp32`, `bf16` or `fp16`."""
+        """`fp32`, `bf16`, `fp16` or `int8`."""
         return self._backend.precision
 
     @property

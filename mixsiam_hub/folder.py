@@ -1,4 +1,7 @@
-"""A model folder on this machine: its two JSON files read, every other file checked before it is opened."""
+"""A model folder on this machine: its two JSON files read, every other file checked before it is opened.
+
+A folder without mixsiam.json may be one that timm saved: the torch backend runs it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ from pathlib import Path
 
 from mixsiam_hub.config import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest, ModelConfig, read_json, sha256_file
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.plain import read_plain
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that keeps the contract.
+    """A folder that keeps the contract, or a plain one.
 
     Attributes:
         path: The folder, or the snapshot in the Hub's cache.
         config: From config.json.
-        manifest: From mixsiam.json.
+        manifest: From mixsiam.json; of a plain folder worked out from its files.
         revision: The commit on the Hub; None for a folder of this machine.
         fetch: Brings a file by its name in the folder, for a snapshot that is downloaded file by file as it is needed.
+        is_plain: As timm saves it, without mixsiam.json: no graphs and no known answers, so that only torch runs it.
     """
 
     path: Path
@@ -27,12 +32,13 @@ class ModelFolder:
     manifest: Manifest
     revision: str | None = None
     fetch: Callable[[str], Path] | None = field(default=None, repr=False, compare=False)
+    is_plain: bool = False
 
     @classmethod
     def open(
         cls, path: str | Path, *, revision: str | None = None, fetch: Callable[[str], Path] | None = None
     ) -> ModelFolder:
-        """Opens a folder: reads mixsiam.json and config.json, and no weights yet.
+        """Opens a folder: reads mixsiam.json and config.json, and no weights yet; those of a plain folder now.
 
         Args:
             path: The folder.
@@ -41,10 +47,13 @@ class ModelFolder:
 
         Raises:
             ModelError: No such folder, a missing or wrong field, a changed config.json, or no safetensors weights.
+            HubError: A file cannot be downloaded.
         """
         path = Path(path)
         if not path.is_dir():
             raise ModelError(f"{path} is no folder; give a model folder, as written by `mixsiam export`")
+        if not (path / MANIFEST_FILE).is_file():
+            return cls(path, *read_plain(path, fetch or path.joinpath), revision, fetch, is_plain=True)
         manifest = Manifest.from_json(read_json(path / MANIFEST_FILE), str(path / MANIFEST_FILE))
         config_file = fetch(CONFIG_FILE) if fetch else path / CONFIG_FILE
         config = ModelConfig.from_json(read_json(config_file), str(config_file))

@@ -14,7 +14,8 @@ from mixsiam_hub.errors import HubError, ModelError
 from mixsiam_hub.folder import ModelFolder
 
 BUILTIN = Path(__file__).parent / "builtin"
-_HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>.+))?")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_NAME = re.compile(rf"(?P<repo>{HUB_ID.pattern})(@(?P<revision>.+))?")
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 _STATUS_REASONS = {
@@ -40,6 +41,8 @@ def resolve(
     local_files_only: bool = False,
 ) -> ModelFolder:
     """Finds a model. Of a Hub repository only the two JSON files are fetched now, the others when they are opened.
+
+    Of one that timm saved, which has no mixsiam.json, the weights are fetched too: nothing else says its fingerprint.
 
     Args:
         name_or_path: None for the built-in encoder, a folder, or a Hub id `org/name`, with or without `@revision`.
@@ -94,15 +97,36 @@ class HubRepo:
         """Returns the folder at the commit that the revision stands for now.
 
         Raises:
-            ModelError: The folder breaks the contract.
+            ModelError: The folder breaks the contract, and is none that timm saved.
             HubError: It cannot be reached, found or read.
         """
         snapshot = self.fetch(CONFIG_FILE).parent  # First: by this file the Hub counts its downloads.
         # The cache names a snapshot by its commit. All further files are of that one, whatever is pushed meanwhile.
         pinned = replace(self, revision=snapshot.name)
-        pinned.fetch(MANIFEST_FILE)
+        pinned.has(MANIFEST_FILE)  # Then it is in the snapshot, by which `open` tells a plain folder.
         fetch: Callable[[str], Path] = pinned.fetch
         return ModelFolder.open(snapshot, revision=pinned.revision, fetch=fetch)
+
+    def has(self, name: str) -> bool:
+        """Tells whether a commit, which `revision` must name, has a file, and brings it into the cache if so.
+
+        The cache also keeps what a commit has not, so that this is known without network later.
+
+        Raises:
+            HubError: It cannot be told, or the file cannot be read.
+        """
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        if try_to_load_from_cache(self.name, name, self.cache_dir, self.revision) is _CACHED_NO_EXIST:
+            return False
+        try:
+            self.fetch(name)
+        except HubError as error:
+            if isinstance(error.__cause__, RemoteEntryNotFoundError):
+                return False
+            raise
+        return True
 
     def fetch(self, name: str) -> Path:
         """Returns the path of one file in the cache, downloaded if it is not there yet.
@@ -172,7 +196,11 @@ def _reason(cause: BaseException) -> str | None:
         (errors.RevisionNotFoundError, "there is no such revision: give a branch, a tag or a full commit"),
         (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: unset it to reach the Hub"),
         (errors.LocalEntryNotFoundError, "it is not in the cache, and the Hub was not asked or not reached: go online"),
-        (errors.EntryNotFoundError, "the repository has none: it is not a folder written by `mixsiam export`"),
+        (
+            errors.EntryNotFoundError,
+            "the repository has none: an encoder is a folder that `mixsiam export` or `mixsiam import` wrote, or a "
+            "ResNet that timm saved with safe_serialization=True; weights in other formats are never opened",
+        ),
         (errors.LocalTokenNotFoundError, "there is no token: run `hf auth login`, or set HF_TOKEN"),
     ]
     if reason := next((text for kind, text in reasons if isinstance(cause, kind)), None):

@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from mixsiam_hub import backend as backends
 from mixsiam_hub import hub
-from mixsiam_hub.config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, fingerprint, read_json
+from mixsiam_hub.config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, fingerprint, read_json, read_tensors
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.encoder import ImageEncoder
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.processors import PREPROCESSOR_FILE, PROCESSOR_FILE, preprocessor_json
+from mixsiam_hub.processors import (
+    FASTEMBED_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    fastembed_json,
+    preprocessor_json,
+)
 
 ANSWERS = "known_answers"
 ANSWERS_FILE = f"{ANSWERS}/vectors.json"
@@ -81,6 +84,11 @@ def verify(folder: ModelFolder) -> Verified:
         ModelError: Something does not hold; the message says what.
         HubError: A file of a repository cannot be fetched.
     """
+    if folder.is_plain:
+        raise ModelError(
+            f"{folder.path} was saved by timm, so it has no known answers to verify it by; to make a folder that has, "
+            f"run: mixsiam import {folder.path} FOLDER --from timm --license ID"
+        )
     for name in folder.manifest.files:
         folder.file(name)
     check_fingerprint(folder)
@@ -121,11 +129,7 @@ def check_fingerprint(folder: ModelFolder) -> None:
     Raises:
         ModelError: It is not mixsiam.json's, or the weights are no safetensors file.
     """
-    path = folder.file(WEIGHTS_FILE)
-    try:
-        tensors: dict[str, NDArray[Any]] = load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is no safetensors file: {error}") from error
+    tensors = read_tensors(folder.file(WEIGHTS_FILE))
     if (got := fingerprint(tensors, folder.config)) != folder.manifest.fingerprint:
         raise ModelError(
             f"{folder.path}: the fingerprint of {WEIGHTS_FILE} and {CONFIG_FILE} is {got}, mixsiam.json says "
@@ -139,11 +143,15 @@ def check_preprocessing(folder: ModelFolder) -> None:
     Raises:
         ModelError: A copy is missing or differs; the message names the field.
     """
-    path = folder.file(PREPROCESSOR_FILE)
-    copy = read_json(path)
-    for key, value in preprocessor_json(folder.config).items():
-        if copy.get(key) != value:
-            raise ModelError(f"{path}: {key} is {copy.get(key)}; {CONFIG_FILE} asks for {value}")
+    copies = {PREPROCESSOR_FILE: preprocessor_json(folder.config), FASTEMBED_FILE: fastembed_json(folder.config)}
+    if FASTEMBED_FILE not in folder.manifest.files:
+        del copies[FASTEMBED_FILE]  # A compact folder has no onnx/.
+    for name, expected in copies.items():
+        path = folder.file(name)
+        copy = read_json(path)
+        for key, value in expected.items():
+            if copy.get(key) != value:
+                raise ModelError(f"{path}: {key} is {copy.get(key)}; {CONFIG_FILE} asks for {value}")
     path = folder.file(PROCESSOR_FILE)
     raw = read_json(path).get("image_processor")
     if not isinstance(raw, dict):

@@ -1,4 +1,4 @@
-"""The network in onnxruntime: the default backend, in float32, on CPU or through CUDA."""
+"""The network in onnxruntime: the default backend, on CPU or through CUDA, by the graph of the precision asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.config import WEIGHTS_FILE
+from mixsiam_hub.config import COMPACT_ONNX_FILE, VARIANT_FILES, WEIGHTS_FILE
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.folder import ModelFolder
 from mixsiam_hub.per_process import PerProcess
@@ -46,27 +46,34 @@ def find_device(device: str) -> str:
 
 
 class OnnxBackend:
-    """onnxruntime on a folder's float32 graph. CUDA has not been tried on a GPU yet."""
+    """onnxruntime on one of a folder's graphs. CUDA has not been tried on a GPU yet."""
 
     name = "onnx"
-    precision = "fp32"
 
-    def __init__(self, folder: ModelFolder, device: str, threads: int) -> None:
+    def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
         """Checks the folder's files; the session is made at the first call.
 
         Args:
             folder: The model.
             device: From `find_device`.
+            precision: `fp32`, which every folder has; `fp16` or `int8`, where it was exported with it.
             threads: CPU threads that one call uses.
 
         Raises:
-            ModelError: A file is missing or was changed.
+            ModelError: A file is missing or was changed, or the folder has no graph of that precision.
         """
         self.device = device
-        self._arguments = (folder, device, threads)
-        graph = folder.file(folder.manifest.onnx_file)
+        self.precision = precision
+        self._arguments = (folder, device, precision, threads)
+        name = VARIANT_FILES.get(precision, folder.manifest.onnx_file)
+        if precision in VARIANT_FILES and name not in folder.manifest.files:
+            raise ModelError(
+                f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32', or make a "
+                f"folder that has it: mixsiam export {folder.path} FOLDER --license ID --calibration DATA"
+            )
+        graph = folder.file(name)
         # A compact folder's graph has its weights outside itself.
-        weights = folder.file(WEIGHTS_FILE) if folder.manifest.weights == "fp16" else None
+        weights = folder.file(WEIGHTS_FILE) if name == COMPACT_ONNX_FILE else None
         self._session = PerProcess(lambda: _open_session(graph, weights, folder.config.dim, device, threads))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -116,5 +123,7 @@ def _check_graph(session: InferenceSession, graph: Path, dim: int) -> None:
     outputs = [node.name for node in session.get_outputs()]
     if inputs != [INPUT] or outputs != [POOLED, FEATURE_MAP]:
         raise ModelError(f"{graph} maps {inputs} to {outputs}; it must map [{INPUT}] to [{POOLED}, {FEATURE_MAP}]")
+    if odd := {node.type for node in (*session.get_inputs(), *session.get_outputs())} - {"tensor(float)"}:
+        raise ModelError(f"{graph} takes or gives {odd.pop()}; whatever its precision, both must be tensor(float)")
     if (width := session.get_outputs()[0].shape[-1]) != dim:
         raise ModelError(f"{graph} gives {width} features; config.json's architecture gives {dim}")

@@ -1,4 +1,4 @@
-"""The two copies of the preprocessing that other libraries read from files of their own."""
+"""The copies of the preprocessing that other libraries read from files of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from mixsiam_hub.config import ModelConfig
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
+FASTEMBED_FILE = "onnx/preprocessor_config.json"
+"""Beside the graphs, so that no other loader takes it for its own."""
 
 
 def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
@@ -43,4 +45,27 @@ def processor_json(config: ModelConfig, license_id: str) -> dict[str, Any]:
             "architecture": whole["architecture"],
             "pretrained_cfg": whole["pretrained_cfg"],
         }
+    }
+
+
+def fastembed_json(config: ModelConfig) -> dict[str, Any]:
+    """Returns onnx/preprocessor_config.json, for `specific_model_path="FOLDER/onnx"`.
+
+    What fastembed does for CLIPImageProcessor, the type in the folder's own preprocessor_config.json, rounds the crop's
+    offset down: for some odd sizes that is a pixel off. For JinaCLIPImageProcessor it rounds half to even, as timm and
+    torchvision do. transformers.js knows that type too, but not with lanczos, so the two cannot share one file.
+
+    The type has one size for the short edge and the crop. An encoder that cuts off a margin keeps CLIPImageProcessor.
+    """
+    pre = config.preprocessing
+    if pre.resize_px != pre.input_px:
+        return preprocessor_json(config)
+    return {
+        "image_processor_type": "JinaCLIPImageProcessor",
+        "size": pre.input_px,
+        "resize_mode": "shortest",
+        "interpolation": pre.interpolation,
+        "do_normalize": True,
+        "image_mean": list(pre.mean),
+        "image_std": list(pre.std),
     }

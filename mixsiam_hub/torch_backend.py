@@ -15,6 +15,7 @@ from mixsiam_hub.config import WEIGHTS_FILE
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.folder import ModelFolder
 from mixsiam_hub.per_process import PerProcess
+from mixsiam_hub.plain import without_head
 from mixsiam_hub.resnet import Backbone
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,13 +50,15 @@ def load_backbone(folder: ModelFolder) -> Backbone:
 
     Raises:
         ModelError: model.safetensors is missing, changed, no safetensors file, or its tensors are not exactly the
-            architecture's.
+            architecture's, but for the classifier that timm saves with it.
     """
     path = folder.file(WEIGHTS_FILE)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ModelError(f"{path} is no safetensors file: {error}") from error
+    if folder.is_plain:
+        tensors = without_head(tensors)
     net = Backbone(folder.config.architecture, folder.config.output_stride)
     expected = net.state_dict()
     if odd := sorted(set(tensors) ^ set(expected)):

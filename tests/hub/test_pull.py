@@ -17,7 +17,7 @@ from hub_server import BOB, LocalHub, cut, fail
 from hub_server.round_trip import REPO, contents, push
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.config import WEIGHTS_FILE
+from mixsiam_hub.config import INT8_ONNX_FILE, ONNX_FILE, WEIGHTS_FILE
 from mixsiam_hub.errors import HubError, ModelError
 from mixsiam_hub.hub import resolve
 from mixsiam_hub.samples import draw_samples
@@ -51,6 +51,17 @@ def test_an_onnx_user_downloads_no_safetensors(hub: LocalHub, model_folder: Path
     np.testing.assert_array_equal(encoder.embed(images), expected)
     assert asked_files(hub) == ["config.json", "mixsiam.json", "onnx/model.onnx"]
     assert encoder.revision == repo.branches["main"]
+
+
+def test_an_int8_user_downloads_that_graph_alone(hub: LocalHub, model_folder: Path) -> None:
+    files = contents(str(model_folder))
+    manifest = json.loads(files["mixsiam.json"])
+    files[INT8_ONNX_FILE] = files[ONNX_FILE]
+    manifest["files"][INT8_ONNX_FILE] = manifest["files"][ONNX_FILE]
+    hub.add_repo(REPO, {**files, "mixsiam.json": json.dumps(manifest).encode()})
+    encoder = ImageEncoder.from_pretrained(REPO, precision="int8")
+    assert asked_files(hub) == ["config.json", "mixsiam.json", INT8_ONNX_FILE]
+    assert (encoder.backend, encoder.variant) == ("onnx", "int8-exact")
 
 
 def test_a_torch_user_downloads_no_graph(hub: LocalHub, files: dict[str, bytes]) -> None:
@@ -182,10 +193,6 @@ def no_card_no_config(hub: LocalHub) -> None:
     hub.add_repo(REPO, {"weights.txt": b"nothing here"})
 
 
-def another_kind_of_model(hub: LocalHub) -> None:
-    hub.add_repo(REPO, {"config.json": b'{"model_type": "bert"}'})
-
-
 def busy(hub: LocalHub) -> None:
     hub.fault("resolve-head", fail(503), times=20)
 
@@ -203,7 +210,6 @@ def gone(hub: LocalHub) -> None:
         (gated, r"is gated: ask for access"),
         (bad_token, r"the token is wrong, revoked or expired"),
         (no_card_no_config, r"config\.json could not be fetched: the repository has none.*mixsiam export"),
-        (another_kind_of_model, r"mixsiam\.json could not be fetched: the repository has none.*mixsiam export"),
         (busy, r"busy or down: try again later"),
         (gone, r"the Hub was not reached.*check the connection"),
     ],
