@@ -21,16 +21,13 @@ COUNT = 10
 MIN_COSINE = 0.9999
 
 
-def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> list[Path]:
+def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> None:
     """Draws images of odd sizes, colour and one grey, as PNG and JPEG in turn, and writes their vectors beside them.
 
     Args:
         backbone: In eval mode, float32, on the CPU.
         pre: The deployed preprocessing.
         folder: The model folder; known_answers/ is made in it.
-
-    Returns:
-        The image files.
     """
     (folder / ANSWERS).mkdir()
     files = [_write_image(folder / ANSWERS / name, image, i) for i, (name, image) in enumerate(_images().items())]
@@ -42,7 +39,6 @@ def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> list[
     ]
     answers = {"format_version": 1, "min_cosine": MIN_COSINE, "files": entries}
     (folder / ANSWERS_FILE).write_text(json.dumps(answers) + "\n", encoding="utf-8")
-    return files
 
 
 def _images() -> dict[str, Image.Image]:

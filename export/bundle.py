@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,22 +22,42 @@ from mixsiam_hub.config import (
     fingerprint,
     sha256_file,
 )
-from mixsiam_hub.errors import ModelError
+from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.answers import write_answers
-from mixsiam_hub.export.card import CARD_FILE, render_card
+from mixsiam_hub.export.card import CARD_FILE, ROUNDING, render_card
+from mixsiam_hub.export.pictures import SHEET_PICTURE, write_sheet
 from mixsiam_hub.export.preprocess_graph import PREPROCESS_FILE, preprocess_graph
+from mixsiam_hub.export.sentence_files import sentence_transformers_files
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
+from mixsiam_hub.export.variants import Calibration, write_variants
 from mixsiam_hub.export.verify import measure_parity, min_cosine, run
 from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_weights
 from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.images import load_image
-from mixsiam_hub.known_answers import verify_folder
+from mixsiam_hub.known_answers import ANSWERS, verify_folder
 from mixsiam_hub.preprocess import preprocess
-from mixsiam_hub.processors import PREPROCESSOR_FILE, PROCESSOR_FILE, preprocessor_json, processor_json
-from mixsiam_hub.training.checkpoint import TrainedEncoder
+from mixsiam_hub.processors import (
+    FASTEMBED_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    fastembed_json,
+    preprocessor_json,
+    processor_json,
+)
+from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.training.checkpoint import REPORT_PICTURE, TrainedEncoder
+
+_ROUNDING_SAMPLES = 16
 
 
-def export_folder(encoder: TrainedEncoder, folder: Path, license_id: str, *, compact: bool = False) -> Manifest:
+def export_folder(
+    encoder: TrainedEncoder,
+    folder: Path,
+    license_id: str,
+    *,
+    compact: bool = False,
+    calibration: Calibration | None = None,
+    force: bool = False,
+) -> Manifest:
     """Writes a model folder that every runtime loads with the same vectors, or writes nothing.
 
     Args:
@@ -46,43 +67,81 @@ def export_folder(encoder: TrainedEncoder, folder: Path, license_id: str, *, com
         compact: Half the size, as the wheel ships it: convolution weights are rounded to fp16, the rounded weights are
             the model, and one copy of them serves torch and ONNX. Vectors are still computed in float32. There is no
             onnx/ in it, so JavaScript and fastembed do not load it.
+        calibration: Images for onnx/model_quantized.onnx, the int8 graph; without them there is none.
+        force: Write an fp16 or int8 graph whose vectors are off by more than allowed.
 
     Returns:
         The folder's mixsiam.json.
 
     Raises:
+        ArgumentError: Calibration images for a compact folder.
         ModelError: The licence is not given, the target is taken, or a runtime's vectors differ by more than allowed.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license_id):
         raise ModelError(f"license is {license_id!r}; give an SPDX identifier, such as Apache-2.0 or CC-BY-NC-4.0")
+    if compact and calibration:
+        raise ArgumentError("calibration is given and compact is set; a compact folder has no int8 graph, choose one")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ModelError(f"{folder} exists and is not an empty folder; choose another or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         built = Path(temporary) / folder.name
         built.mkdir()
-        manifest = _build(encoder, built, license_id, compact)
+        if compact:
+            encoder = _rounded(encoder)
+        variants = _write_files(encoder, built, license_id, compact, calibration, force)
+        manifest = _describe(encoder, built, license_id, compact, variants)
+        verify_folder(built)
         if folder.exists():
             folder.rmdir()
         built.rename(folder)
     return manifest
 
 
-def _build(encoder: TrainedEncoder, folder: Path, license_id: str, compact: bool) -> Manifest:
-    original = encoder.backbone
-    if compact:
-        encoder = replace(encoder, backbone=round_convolutions(original))
-    backbone, config = encoder.backbone, encoder.config
+def _rounded(encoder: TrainedEncoder) -> TrainedEncoder:
+    """Rounds the weights to 16 bits and notes what that costs, unless they were rounded in an earlier export."""
+    rounded = round_convolutions(encoder.backbone)
+    samples = draw_samples(_ROUNDING_SAMPLES).values()
+    pixels = np.stack([preprocess(image, encoder.config.preprocessing) for image in samples])
+    cosine = min_cosine(run(encoder.backbone, pixels)[0], run(rounded, pixels)[0])
+    return replace(encoder, backbone=rounded, provenance={ROUNDING: round(cosine, 8)} | encoder.provenance)
+
+
+def _write_files(
+    encoder: TrainedEncoder,
+    folder: Path,
+    license_id: str,
+    compact: bool,
+    calibration: Calibration | None,
+    force: bool,
+) -> dict[str, Any]:
+    """Writes everything but mixsiam.json and the card; returns what was measured of the smaller graphs."""
+    config = encoder.config
     _write_json(folder / CONFIG_FILE, config.to_json(license_id))
     _write_json(folder / PREPROCESSOR_FILE, preprocessor_json(config))
     _write_json(folder / PROCESSOR_FILE, processor_json(config, license_id))
-    write_weights(backbone, folder / WEIGHTS_FILE, half=compact)
+    for name, content in sentence_transformers_files().items():
+        _write_json(folder / name, content)
+    write_weights(encoder.backbone, folder / WEIGHTS_FILE, half=compact)
     _write_graphs(encoder, folder, compact)
-    images = write_answers(backbone, config.preprocessing, folder)
+    variants = {} if compact else write_variants(folder, config.preprocessing, calibration, force=force)
+    write_answers(encoder.backbone, config.preprocessing, folder)
+    write_sheet(encoder.backbone, config.preprocessing, folder / SHEET_PICTURE)
+    if encoder.report:
+        shutil.copyfile(encoder.report, folder / REPORT_PICTURE)
+    return variants
+
+
+def _describe(
+    encoder: TrainedEncoder, folder: Path, license_id: str, compact: bool, variants: dict[str, Any]
+) -> Manifest:
+    """Measures the folder's parity with the network in memory, and writes mixsiam.json and the card."""
+    config = encoder.config
     manifest = Manifest(
         license=license_id,
-        fingerprint=fingerprint({k: v.numpy() for k, v in backbone.state_dict().items()}, config),
+        fingerprint=fingerprint({k: v.numpy() for k, v in encoder.backbone.state_dict().items()}, config),
         config_digest=config.digest,
+        card_sha256="",
         files={path.relative_to(folder).as_posix(): sha256_file(path) for path in _files(folder)},
         method=encoder.method,
         weights="fp16" if compact else "fp32",
@@ -90,15 +149,12 @@ def _build(encoder: TrainedEncoder, folder: Path, license_id: str, compact: bool
         quality=encoder.quality,
     )
     _write_json(folder / MANIFEST_FILE, manifest.to_json())
-    parity = measure_parity(backbone, ModelFolder.open(folder), images)
-    if compact:
-        pixels = np.stack([preprocess(load_image(image), config.preprocessing) for image in images])
-        rounding = min_cosine(run(original, pixels)[0], run(backbone, pixels)[0])
-        parity["fp16_weights_min_cosine"] = round(rounding, 8)
-    manifest = replace(manifest, parity=parity)
-    _write_json(folder / MANIFEST_FILE, manifest.to_json())
+    images = sorted(path for path in (folder / ANSWERS).iterdir() if path.suffix != ".json")
+    parity = measure_parity(encoder.backbone, ModelFolder.open(folder), images)
+    manifest = replace(manifest, parity=parity | ({"variants": variants} if variants else {}))
     (folder / CARD_FILE).write_text(render_card(folder.name, config, manifest), encoding="utf-8")
-    verify_folder(folder)
+    manifest = replace(manifest, card_sha256=sha256_file(folder / CARD_FILE))
+    _write_json(folder / MANIFEST_FILE, manifest.to_json())
     return manifest
 
 
@@ -111,11 +167,12 @@ def _write_graphs(encoder: TrainedEncoder, folder: Path, compact: bool) -> None:
     (folder / ONNX_FILE).parent.mkdir()
     (folder / ONNX_FILE).write_bytes(full_graph(encoder.backbone, pre.input_px).SerializeToString())
     (folder / PREPROCESS_FILE).write_bytes(preprocess_graph(pre).SerializeToString())
+    _write_json(folder / FASTEMBED_FILE, fastembed_json(encoder.config))
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONFIG_FILE)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

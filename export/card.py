@@ -1,153 +1,144 @@
-"""README.md of a model folder: what it is, how to load it, what was measured. The full card is rendered on push."""
+"""README.md of a model folder: what it is, how each runtime loads it, what was measured and on what.
+
+The text is card_template.md; here its tables and the Hub's metadata are made of config.json and mixsiam.json.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from mixsiam_hub.config import Manifest, ModelConfig
+from mixsiam_hub.export.pictures import SHEET_COUNT, SHEET_PICTURE
 from mixsiam_hub.export.verify import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_COSINE
-from mixsiam_hub.hub import BUILTIN
+from mixsiam_hub.hub import BUILTIN, HUB_ID
+from mixsiam_hub.training.checkpoint import REPORT_PICTURE
 
 CARD_FILE = "README.md"
+ROUNDING = "fp16_rounding_min_cosine"
+"""Key of mixsiam.json's `training`: what it cost to round the weights to 16 bits."""
 BUILTIN_NAME = BUILTIN.name
 
-_CARD = """\
----
-library_name: timm
-pipeline_tag: image-feature-extraction
-license: {license}
-tags:
-- mixsiam-hub
-{tag}- image-embeddings
-- onnx
----
-# {title}
-
-{notice}An image encoder {origin}: {architecture}, {input_px} x {input_px} px in, {dim} numbers out.
-Similar images get vectors of high cosine. It knows no classes and draws no boxes.
-
-## Use
-
-```python
-from mixsiam_hub import ImageEncoder  # pip install mixsiam-hub: no torch needed
-
-{load}
-vectors = encoder.embed(["one.jpg", "two.png"])  # (2, {dim}) float32, of length 1
-```
-
-{loaders}
-`mixsiam verify` replays `known_answers/` on this machine.
-
-## Training
-
-{method_notes}
-
-{training}
-
-Data: {data_terms}.
-
-## Quality
-
-{quality}
-
-## Limits
-
-- The network sees {input_px} x {input_px} px: what is small in a large photo is lost in the resize, and what lies
-  outside the centred square is cut away.
-- It was trained on one data set and inherits what that shows and what it lacks; measure it on images like yours
-  (`mixsiam evaluate`) before you rely on it.
-- Vectors say how alike images look, not what is in them. They are no basis for decisions about people.
-
-## Parity
-
-Measured when this folder was written, against the network in memory.
-
-{parity}
-
-Fingerprint: `{fingerprint}`
-"""
-
-_BUILTIN_NOTICE = """\
-**A small demonstration encoder**, which the package carries so that everything works offline and at once. It was
-trained briefly, on CPU cores, as the table under Training says; do not judge the method by it. Train your own for real
-work.
-
-"""
+_TEMPLATE = "card_template.md"
+_LOADERS = "loaders.json"
 _METHODS = {"mixsiam": "MixSiam", "simsiam": "SimSiam"}
-_SIMSIAM = "Chen and He, SimSiam (arXiv 2011.10566)"
-_METHOD_NOTES = {
-    "mixsiam": f"""\
-The method is that of Guo, Zhao, Lin and Du, MixSiam (arXiv 2111.02679), on top of its baseline: {_SIMSIAM}.
-The paper's abstract fixes the idea: a mixture of two views of one image is drawn to the element-wise maximum of the two
-views' representations, behind a stop-gradient, beside the siamese loss. Its authors released no code; the weight of the
-mixture loss, the distribution of the mixing share and taking the maximum before normalisation are this project's
-choices, so this is no reproduction of the paper's figures.""",
-    "simsiam": f"The method is that of {_SIMSIAM}.",
+_MEASURES = {"knn20": "kNN, k = 20", "knn200": "kNN, k = 200", "linear": "linear probe"}
+_VARIANT_HEAD = ("graph", "MB", "cosine, mean", "smallest", "same nearest neighbour", "kNN, points")
+_TRAINING_ROWS = {
+    "recipe.epochs": "epochs",
+    "recipe.batch_size": "images a batch",
+    "recipe.lr": "learning rate",
+    "images": "images",
+    "steps": "steps",
+    "seconds": "wall time, s",
+    "precision": "precision",
+    "hardware": "hardware",
+    "commit": "commit of mixsiam-hub",
+    "versions.mixsiam-hub": "mixsiam-hub",
+    "versions.torch": "torch",
+    "versions.python": "Python",
 }
-_TRAINED = """\
-`mixsiam train {name} --data {data}` trained it; the value of every key of its recipe is in mixsiam.json.
-Before export the BatchNorm statistics were estimated anew on clean training images through the preprocessing that is
-shipped."""
-_IMPORTED = """\
-Trained elsewhere, and imported from the {imported_from} checkpoint `{file}` (sha256 `{sha256}`). Tensors of its heads
-that were dropped: {dropped}; mixsiam.json names them. The BatchNorm statistics are kept as they came; the preprocessing
-comes from {preprocessing}. How and on what it was trained, its source says."""
-_FULL_LOADERS = """\
-timm (`timm.create_model("local-dir:{name}", pretrained=True)`, or `hf-hub:`), transformers (`AutoModel`,
-`AutoImageProcessor`) and plain onnxruntime (`onnx/preprocess.onnx`, then `onnx/model.onnx`) give the same vectors for
-upright RGB images without a colour profile. transformers.js and fastembed load it too, with a resize of their own."""
-_COMPACT_LOADERS = """\
-This is the compact form: convolution weights are stored in 16 bits and computed with in 32, and `model.onnx` reads them
-from `model.safetensors`. timm and transformers give the same vectors for upright RGB images without a colour profile;
-JavaScript and fastembed need the full form."""
-_TRAINING_ROWS = (
-    *("recipe.name", "recipe.data", "recipe.epochs", "recipe.batch_size", "images", "steps", "seconds"),
-    *("precision", "hardware"),
-)
+_DATASET = re.compile(rf"[\w-][\w.-]*|{HUB_ID.pattern}")
 
 
-def render_card(name: str, config: ModelConfig, manifest: Manifest) -> str:
+def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_at: str = "") -> str:
     """Returns README.md.
 
     Args:
-        name: The folder's, as title and in the example; BUILTIN_NAME is the encoder inside the package.
+        name: The folder's, or ORG/NAME on the Hub, as title and in the examples; BUILTIN_NAME is the encoder inside the
+            package.
         config: The encoder's.
         manifest: Complete, figures included.
+        pictures_at: What stands before the pictures' names in links, where the card lies elsewhere than they.
     """
     is_builtin = name == BUILTIN_NAME
-    loaders = _COMPACT_LOADERS if manifest.weights == "fp16" else _FULL_LOADERS
-    training = dict(_leaves(manifest.training))
-    imported = "imported_from" in training
-    return _CARD.format(
-        license=manifest.license.lower(),  # As the Hub spells SPDX identifiers.
+    is_imported = "imported_from" in manifest.training
+    pictures = {file: pictures_at + file for file in (SHEET_PICTURE, REPORT_PICTURE) if file in manifest.files}
+    record = json.loads(_read(_LOADERS))
+    recipe = manifest.training.get("recipe", {})
+    variants = manifest.parity.get("variants", {})
+    card = ModelCard.from_template(
+        _metadata(name, manifest),
+        template_str=_read(_TEMPLATE),
+        name=name,
         title="The built-in encoder of mixsiam-hub" if is_builtin else name,
-        notice=_BUILTIN_NOTICE if is_builtin else "",
-        load="encoder = ImageEncoder.from_pretrained()"
-        if is_builtin
-        else f'encoder = ImageEncoder.from_pretrained("{name}")  # this folder, or ORG/NAME on the Hub',
-        tag="" if imported else "- self-supervised-learning\n",
-        origin=manifest.method if imported else f"trained without labels by {_METHODS[manifest.method]}",
-        architecture=config.architecture,
-        input_px=config.preprocessing.input_px,
-        dim=config.dim,
-        loaders=loaders.format(name=name),
-        method_notes=_imported(manifest) if imported else f"{_METHOD_NOTES[manifest.method]}\n{_trained(manifest)}",
-        training=_table(("", ""), [(key, training[key]) for key in _TRAINING_ROWS if key in training]),
-        data_terms=training.get("recipe.data_terms") or "its terms were not recorded",
+        folder=name.rpartition("/")[2],
+        repo=name if HUB_ID.fullmatch(name) else f"ORG/{name}",
+        is_builtin=is_builtin,
+        is_compact=manifest.weights == "fp16",
+        is_imported=is_imported,
+        origin=manifest.method if is_imported else f"trained without labels by {_METHODS[manifest.method]}",
+        config=config,
+        px=config.preprocessing.input_px,
+        manifest=manifest,
+        recipe=recipe,
+        sheet=pictures.get(SHEET_PICTURE),
+        sheet_count=SHEET_COUNT,
+        report=pictures.get(REPORT_PICTURE),
+        record=record,
+        loaders=_table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record)),
+        variants=variants,
+        variant_table=_table(_VARIANT_HEAD, _variant_rows(variants)),
+        variant_notes=". ".join(_variant_notes(variants)),
+        parity=_table(("what", "measured", "allowed"), _parity_rows(manifest)),
         quality="\n\n".join(_evaluations(manifest)) or "Not measured: run `mixsiam evaluate`.",
-        parity=_table(("what", "measured", "allowed"), _parity_rows(manifest.parity)),
-        fingerprint=manifest.fingerprint,
+        data_terms=recipe.get("data_terms", "").rstrip(".") or "Its terms were not recorded",
+        training=_table(("", ""), _training_rows(manifest.training)),
+    )
+    # Where the template leaves a part out, its empty lines stay.
+    return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
+
+
+def _read(name: str) -> str:
+    return resources.files("mixsiam_hub.export").joinpath(name).read_text(encoding="utf-8")
+
+
+def _metadata(name: str, manifest: Manifest) -> ModelCardData:
+    """Returns what the Hub reads at the head of a card."""
+    recipe = manifest.training.get("recipe", {})
+    data = str(recipe.get("data", "")).partition("::")[0]
+    base = manifest.training.get("base_model") or recipe.get("init", "")
+    results = list(_results(manifest))
+    title = "mixsiam-hub built-in" if name == BUILTIN_NAME else name
+    return ModelCardData(
+        license=manifest.license.lower(),  # As the Hub spells SPDX identifiers.
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=_tags(manifest),
+        datasets=[data] if _DATASET.fullmatch(data) else None,
+        base_model=base if HUB_ID.fullmatch(base) else None,
+        model_name=title if results else None,
+        eval_results=results or None,
     )
 
 
-def _trained(manifest: Manifest) -> str:
-    recipe = manifest.training.get("recipe", {})
-    return _TRAINED.format(name=recipe.get("name", "RECIPE"), data=recipe.get("data", "DATA"))
+def _tags(manifest: Manifest) -> list[str]:
+    """Returns what the encoder is, and the libraries that load it."""
+    method = [] if "imported_from" in manifest.training else ["self-supervised-learning"]
+    javascript = [] if manifest.weights == "fp16" else ["transformers.js"]
+    libraries = ["onnx", "safetensors", "transformers", "sentence-transformers", *javascript]
+    return ["mixsiam-hub", *method, "image-embeddings", *libraries]
 
 
-def _imported(manifest: Manifest) -> str:
-    return _IMPORTED.format(**manifest.training | {"dropped": len(manifest.training["dropped"])})
+def _results(manifest: Manifest) -> Iterator[EvalResult]:
+    """Yields the model-index: the encoder's own accuracies, in %; their floors stand in the card."""
+    for entry in manifest.quality.get("evaluations", []):
+        scores = entry["rows"].get(manifest.method, {})
+        for measure, value in scores.items():
+            yield EvalResult(
+                task_type="image-classification",
+                task_name="Image classification on frozen features",
+                dataset_type=entry["test"].partition("::")[0].partition("/")[0],
+                dataset_name=entry["test"],
+                metric_type="accuracy",
+                metric_name=f"Accuracy of {_MEASURES[measure]}, %",
+                metric_value=round(100 * value, 2),
+            )
 
 
 def _evaluations(manifest: Manifest) -> Iterator[str]:
@@ -161,37 +152,70 @@ def _evaluations(manifest: Manifest) -> Iterator[str]:
         if not entry["clears_raw_pixels"]:
             text += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."
         rows = [
-            (name, *(f"{100 * scores[measure]:.1f}" for measure in ("knn20", "knn200", "linear")))
-            for name, scores in entry["rows"].items()
+            (name, *(f"{100 * scores[measure]:.1f}" for measure in _MEASURES)) for name, scores in entry["rows"].items()
         ]
-        yield f"{text}\n\n{_table(('features', 'kNN, k = 20', 'kNN, k = 200', 'linear probe'), rows)}"
+        yield f"{text}\n\n{_table(('features', *_MEASURES.values()), rows)}"
 
 
-def _parity_rows(parity: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _loader_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for row in record["rows"]:
+        yield row["loader"], row["version"], f"{row['mean']:.6f}", f"{row['min']:.6f}"
+
+
+def _variant_rows(variants: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, figures in variants.items():
+        yield (
+            f"{name}{', forced' if figures.get('forced') else ''}",
+            f"{figures['bytes'] / 1e6:.1f}",
+            f"{figures['mean_cosine']:.6f}",
+            f"{figures['min_cosine']:.6f}",
+            f"{100 * figures['neighbour_agreement']:.1f} %",
+            f"{figures['knn20_change_points']:+.2f}" if "knn20" in figures else "not measured",
+        )
+
+
+def _variant_notes(variants: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what the figures of `_variant_rows` were measured on."""
+    for name, figures in variants.items():
+        text = f"{name} on {figures['images']:,} images of {figures['data']}"
+        if "knn20" in figures:
+            text += f", half classified by half: {100 * figures['knn20_fp32']:.1f} % before"
+        if "calibration_images" in figures:
+            others = "others" if figures["held_out"] else "the same images"
+            text += f"; calibrated on {figures['calibration_images']}, {others}"
+        yield text
+
+
+def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    parity = manifest.parity
     sizes = ", ".join(map(str, parity["batch_sizes"]))
-    rows = [
-        (f"{name} backend, batches of {sizes}: largest error over the mean", f"{error:.1e}", f"{MAX_RELATIVE_ERROR:g}")
-        for name, error in parity["max_relative_error"].items()
-    ]
+    for name, error in parity["max_relative_error"].items():
+        what = f"{name} backend, batches of {sizes}: largest error over the mean"
+        yield what, f"{error:.1e}", f"{MAX_RELATIVE_ERROR:g}"
     if pixels := parity.get("preprocess"):
-        rows.append(("preprocess.onnx against Pillow, grey levels", str(pixels["max_levels"]), str(MAX_LEVELS)))
-        rows.append(("preprocess.onnx against Pillow, share of values that differ", f"{pixels['share_off']:.1e}", "-"))
-    rows.append(("file to vector, smallest cosine", str(parity["file_to_vector_min_cosine"]), str(MIN_COSINE)))
-    if rounding := parity.get("fp16_weights_min_cosine"):
-        rows.append(("weights rounded to 16 bits against 32, smallest cosine", str(rounding), "-"))
-    return rows
+        yield "preprocess.onnx against Pillow, grey levels", str(pixels["max_levels"]), str(MAX_LEVELS)
+        yield "preprocess.onnx against Pillow, share of values that differ", f"{pixels['share_off']:.1e}", "-"
+    yield "file to vector, smallest cosine", str(parity["file_to_vector_min_cosine"]), str(MIN_COSINE)
+    if rounding := manifest.training.get(ROUNDING):
+        yield "weights rounded to 16 bits against those trained, smallest cosine", str(rounding), "-"
+
+
+def _training_rows(training: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    facts = dict(_leaves(training))
+    for key, label in _TRAINING_ROWS.items():
+        yield label, facts.get(key, "not recorded")
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the values of nested mappings as (dotted name, text)."""
+    """Yields the values of nested mappings as (dotted name, text); None is left out."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:
             yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns a Markdown table, or nothing without rows."""
-    lines = [head, tuple("---" for _ in head), *rows] if rows else []
+def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
+    """Returns a Markdown table."""
+    lines = [head, ["---" for _ in head], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -11,9 +11,6 @@ from torchvision.models import get_model_weights
 from mixsiam_hub.config import CONFIG_FILE, ModelConfig, read_json
 from mixsiam_hub.errors import ArgumentError, ModelError
 
-_HARMLESS = {"in_chans": 3, "global_pool": "avg"}
-"""Arguments that timm records of every network, with the one value that a model folder's backbone has."""
-
 
 @dataclass(frozen=True)
 class Given:
@@ -78,14 +75,7 @@ def _hint(source: str) -> str:
 
 
 def _of_timm(path: Path, architecture: str) -> ModelConfig:
-    """Reads a folder as timm saves it; like timm's loaders, at the input size and not the one it may name for tests."""
-    raw = read_json(path)
-    args = raw.get("model_args", {})
-    if isinstance(args, dict):
-        args = {"global_pool": raw.get("global_pool", "avg")} | args
-        # num_classes is about the head, which is dropped.
-        args = {name: value for name, value in args.items() if name != "num_classes" and value != _HARMLESS.get(name)}
-    config = ModelConfig.from_json(raw | {"model_args": args}, str(path))
+    config = ModelConfig.from_timm(read_json(path), str(path))
     if config.architecture != architecture:
         raise ModelError(f"{path}: architecture is {config.architecture}, and the tensors are a {architecture}")
     return config

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from mixsiam_hub.config import WEIGHTS_FILE, ModelConfig, sha256_file
-from mixsiam_hub.errors import ModelError
+from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.import_preprocessing import Given, choose_config
 from mixsiam_hub.export.layouts import refuse_missing, refuse_unknown, split
+from mixsiam_hub.hub import HUB_ID
 from mixsiam_hub.resnet import Backbone
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 
@@ -22,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 _COUNTER = "num_batches_tracked"
 
 
-def import_encoder(checkpoint: Path, source: str, given: Given) -> TrainedEncoder:
+def import_encoder(checkpoint: Path, source: str, given: Given, base_model: str | None = None) -> TrainedEncoder:
     """Reads a ResNet-18, 34 or 50 that another project trained; BatchNorm statistics are kept as they came.
 
     Args:
@@ -30,15 +31,19 @@ def import_encoder(checkpoint: Path, source: str, given: Given) -> TrainedEncode
             `state_dict`. For timm also a folder as timm saves it, whose config.json says the preprocessing.
         source: `simsiam`, `lightly`, `solo-learn`, `torchvision` or `timm`: whose names the tensors have.
         given: The preprocessing, where it is not known.
+        base_model: The checkpoint's own repository on the Hub, `org/name`, which the card then names.
 
     Returns:
         What `export_folder` takes. Its provenance lists the tensors that were dropped.
 
     Raises:
-        ArgumentError: The source is unknown, or the preprocessing is missing, said twice or out of place.
+        ArgumentError: The source is unknown, base_model is no Hub id, or the preprocessing is missing, said twice or
+            out of place.
         ModelError: The checkpoint cannot be read without running code, or is not exactly such a network with heads that
             the source is known to write.
     """
+    if base_model and not HUB_ID.fullmatch(base_model):
+        raise ArgumentError(f"base_model is {base_model!r}; give a Hub id, org/name")
     timm_folder = checkpoint if source == "timm" and checkpoint.is_dir() else None
     file = _weights_of(timm_folder) if timm_folder else checkpoint
     tensors = read_tensors(file)
@@ -52,6 +57,7 @@ def import_encoder(checkpoint: Path, source: str, given: Given) -> TrainedEncode
         "dropped": dropped,
         "preprocessing": known_by,
         "batchnorm_statistics": "as they came",
+        **({"base_model": base_model} if base_model else {}),
     }
     return TrainedEncoder(_backbone(own, config, source, str(file)), config, f"imported from {source}", provenance)
 

@@ -6,6 +6,7 @@ no second one.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from mixsiam_hub.errors import ArgumentError, HubError, ModelError
 from mixsiam_hub.export.card import CARD_FILE, render_card
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
 from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.hub import HubRepo, connection_was_lost, hub_error
+from mixsiam_hub.hub import HUB_ID, HubRepo, connection_was_lost, hub_error
 from mixsiam_hub.known_answers import verify
 
 MAIN = "main"
@@ -77,7 +78,7 @@ def plan_push(
         ModelError: The folder does not hold what it says.
         HubError: The card or what is on the Hub does not fit, or the Hub cannot be reached or read.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not HUB_ID.fullmatch(repo):
         raise ArgumentError(f"repo is {repo!r}; give org/name, or your own name in front of the slash")
     if tag and create_pr:
         raise ArgumentError(f"tag is {tag!r} and create_pr is set; tag the commit once the pull request is merged")
@@ -164,8 +165,7 @@ def _card(folder: ModelFolder, repo: str) -> str:
     """
     path = folder.path / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    if not text or (title and text == render_card(title[1], folder.config, folder.manifest)):
+    if not text or _is_as_rendered(text, folder):
         text = render_card(repo, folder.config, folder.manifest)
     try:
         card = ModelCard(text)
@@ -176,6 +176,14 @@ def _card(folder: ModelFolder, repo: str) -> str:
     except ValueError as error:
         raise HubError(f"{path}: the Hub refuses its metadata: {error}; mend them and push again") from error
     return text
+
+
+def _is_as_rendered(text: str, folder: ModelFolder) -> bool:
+    """Tells whether nobody edited a card: it is the export's, or, in a folder that came from the Hub, its push's."""
+    if hashlib.sha256(text.encode()).hexdigest() == folder.manifest.card_sha256:
+        return True
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return title is not None and text == render_card(title[1], folder.config, folder.manifest)
 
 
 def _check_place(plan: PushPlan) -> None:

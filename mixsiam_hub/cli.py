@@ -197,17 +197,30 @@ def evaluate(model: str | None, train_data: str, test_data: str, out: Path | Non
 
 
 @main.command()
-@click.argument("run", type=_PATH)
+@click.argument("run")
 @click.argument("folder", type=_PATH)
 @click.option("--license", "license_id", required=True, help="SPDX identifier of the weights' licence.")
+@click.option("--calibration", metavar="DATA", help="Images, 200 at least, for an int8 graph beside the others.")
+@click.option("--force", is_flag=True, help="Write a smaller graph even if its vectors are off by more than allowed.")
 @click.option("--compact", is_flag=True, help="Half the size, for shipping inside a package; torch and onnx only.")
-def export(run: Path, folder: Path, license_id: str, compact: bool) -> None:
-    """Turn RUN into FOLDER, one model folder that every runtime loads, and verify it before it is there."""
+def export(run: str, folder: Path, license_id: str, calibration: str | None, force: bool, compact: bool) -> None:
+    """Turn RUN into FOLDER, one model folder that every runtime loads, and verify it before it is there.
+
+    RUN may also be a model folder or a Hub id: it is exported again, with an int8 graph, say, or without --compact.
+    """
     with _extra("export"):
         from mixsiam_hub.export.bundle import export_folder
-        from mixsiam_hub.training.checkpoint import load_encoder
-    manifest = export_folder(load_encoder(run), folder, license_id, compact=compact)
+        from mixsiam_hub.export.source import open_encoder
+        from mixsiam_hub.export.variants import open_calibration
+    encoder = open_encoder(run)
+    images = open_calibration(calibration, encoder.config.preprocessing) if calibration else None
+    manifest = export_folder(encoder, folder, license_id, compact=compact, calibration=images, force=force)
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
+    for name, figures in manifest.parity.get("variants", {}).items():
+        click.echo(
+            f"{name}: {figures['bytes'] / 1e6:.1f} MB, cosine to fp32 {figures['mean_cosine']:.6f} in the mean, "
+            f"{figures['min_cosine']:.6f} at least, on {figures['images']} images ({figures['data']})"
+        )
 
 
 @main.command("import")
@@ -223,7 +236,10 @@ def export(run: Path, folder: Path, license_id: str, compact: bool) -> None:
 @click.option("--interpolation", help="bilinear, bicubic, lanczos, box, hamming or nearest.")
 @click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from values in [0, 1].")
 @click.option("--std", type=float, nargs=3, metavar="R G B", help="Divided by after that.")
-def import_(checkpoint: Path, folder: Path, source: str, license_id: str, **preprocessing: Any) -> None:
+@click.option("--base-model", metavar="ORG/NAME", help="The checkpoint's own repository on the Hub, for the card.")
+def import_(
+    checkpoint: Path, folder: Path, source: str, license_id: str, base_model: str | None, **preprocessing: Any
+) -> None:
     """Turn CHECKPOINT, a ResNet-18, 34 or 50 that another project trained, into FOLDER, and verify it.
 
     The preprocessing is known where CHECKPOINT is a folder that timm saved; else say --weights, or all that follow it.
@@ -232,7 +248,7 @@ def import_(checkpoint: Path, folder: Path, source: str, license_id: str, **prep
         from mixsiam_hub.export.bundle import export_folder
         from mixsiam_hub.export.import_preprocessing import Given
         from mixsiam_hub.export.importers import import_encoder
-    encoder = import_encoder(checkpoint, source, Given(**preprocessing))
+    encoder = import_encoder(checkpoint, source, Given(**preprocessing), base_model)
     click.echo(f"dropped, as heads of {source}: {', '.join(encoder.provenance['dropped']) or 'nothing'}")
     manifest = export_folder(encoder, folder, license_id)
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")

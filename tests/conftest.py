@@ -81,6 +81,36 @@ def compact_folder(trained_encoder: TrainedEncoder, tmp_path_factory: pytest.Tem
     return _export(trained_encoder, tmp_path_factory.mktemp("compact") / "model", compact=True)
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Sixteen files that every loader must agree on: upright, RGB or grey, without colour profile."""
+    pytest.importorskip("skimage", reason="needs the extra dev")
+    from pictures import upright_pictures
+
+    return upright_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def loader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in encoder in the full form, fp16 and int8 graphs included. Read-only."""
+    for module in ("torch", "onnxscript"):
+        pytest.importorskip(module, reason="needs the extra export")
+    from mixsiam_hub.export.bundle import export_folder
+    from mixsiam_hub.export.source import folder_encoder
+    from mixsiam_hub.export.variants import open_calibration
+    from mixsiam_hub.hub import resolve
+    from mixsiam_hub.samples import draw_samples
+
+    photos = tmp_path_factory.mktemp("calibration")
+    for name, image in draw_samples(400, seed=7).items():
+        image.save(photos / name)
+    encoder = folder_encoder(resolve())
+    folder = tmp_path_factory.mktemp("loaders") / "encoder"
+    calibration = open_calibration(str(photos), encoder.config.preprocessing)
+    export_folder(encoder, folder, "Apache-2.0", calibration=calibration)
+    return folder
+
+
 def _export(encoder: TrainedEncoder, folder: Path, *, compact: bool) -> Path:
     for module in ("onnx", "onnxscript"):
         pytest.importorskip(module, reason="needs the extra export")

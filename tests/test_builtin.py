@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,12 @@ def test_the_card_is_the_rendered_one() -> None:
     from mixsiam_hub.export.card import BUILTIN_NAME, render_card
 
     folder = resolve()
-    assert CARD.read_text(encoding="utf-8") == render_card(BUILTIN_NAME, folder.config, folder.manifest)
+    in_the_folder = (folder.path / "README.md").read_text(encoding="utf-8")
+    assert in_the_folder == render_card(BUILTIN_NAME, folder.config, folder.manifest)
+    at_the_top = render_card(BUILTIN_NAME, folder.config, folder.manifest, pictures_at="mixsiam_hub/builtin/")
+    assert CARD.read_text(encoding="utf-8") == at_the_top
+    for picture in re.findall(r"\]\((.*?\.png)\)", at_the_top):
+        assert (CARD.parent / picture).is_file()
 
 
 def test_the_card_says_what_it_is_and_under_what_terms() -> None:

@@ -21,6 +21,7 @@ CHECKPOINT_FILE = "checkpoint.pt"
 RECIPE_FILE = "recipe.toml"
 LOG_FILE = "log.jsonl"
 REPORT_FILE = "report.json"
+REPORT_PICTURE = "report.png"
 
 
 @dataclass
@@ -98,6 +99,7 @@ class TrainedEncoder:
         method: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
         quality: The run's report.json, or empty.
+        report: The picture of it, where there is one.
     """
 
     backbone: Backbone
@@ -105,6 +107,7 @@ class TrainedEncoder:
     method: str
     provenance: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
+    report: Path | None = None
 
 
 def run_recipe(run: Path) -> Recipe:
@@ -138,4 +141,12 @@ def load_encoder(run: Path) -> TrainedEncoder:
     quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     work = {"images": len(images), "steps": state["step"], "seconds": round(state["seconds"])}
     provenance = {**json.loads(state["log"])[0]["run"], "recipe": recipe.to_json(), **work}
-    return TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance, quality)
+    picture = run / REPORT_PICTURE
+    return TrainedEncoder(
+        backbone.eval(),
+        recipe.model_config,
+        recipe.method,
+        provenance,
+        quality,
+        picture if quality and picture.is_file() else None,
+    )

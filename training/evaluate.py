@@ -21,7 +21,7 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.hub import resolve
 from mixsiam_hub.resnet import Backbone
 from mixsiam_hub.torch_backend import load_backbone
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, load_encoder
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, REPORT_PICTURE, load_encoder
 from mixsiam_hub.training.config import data_name
 from mixsiam_hub.training.data import ImageSet, open_images
 from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
@@ -120,7 +120,7 @@ def write_report(result: dict[str, Any], folder: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-    _draw(report["evaluations"], folder / "report.png")
+    _draw(report["evaluations"], folder / REPORT_PICTURE)
 
 
 def linear_probe(features: Features) -> float:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from mixsiam_hub import __version__
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, RecipeError
 from mixsiam_hub.resnet import Backbone
@@ -33,6 +30,7 @@ from mixsiam_hub.training.config import Recipe
 from mixsiam_hub.training.data import Batch, ImageSet, Order, Views, make_loader, normalise, open_for_training
 from mixsiam_hub.training.model import MixSiam
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, max_bias, verdict, z_std
+from mixsiam_hub.training.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +178,7 @@ class _Trainer:
             "seconds": round(self.progress.seconds, 3),
         }
         if epoch == 0:
-            line["run"] = _provenance(self.precision, self.device)
+            line["run"] = provenance(self.precision, self.device)
         self.progress.log.append(line)
         self._write_log()
         knn = f", knn20 {health.knn20:.1%}" if health.knn20 is not None else ""
@@ -292,18 +290,3 @@ def _resume_dir(recipe: Recipe) -> Path:
     if different := sorted(key for key in given if key not in CAN_CHANGE and given[key] != stored[key]):
         raise RecipeError(f"{runs[-1]} was started with another {', '.join(different)}; see its {RECIPE_FILE}")
     return runs[-1]
-
-
-def _provenance(precision: str, device: torch.device) -> dict[str, Any]:
-    return {
-        "precision": precision,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "hardware": f"{platform.machine()}, {available_cpus()} CPUs",
-        "versions": {
-            "mixsiam-hub": __version__,
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "python": platform.python_version(),
-        },
-    }

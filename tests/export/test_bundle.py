@@ -30,22 +30,33 @@ from mixsiam_hub.resnet import Backbone
 from mixsiam_hub.samples import draw_samples
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 
-FULL = {"config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors"}
+EITHER = {
+    *("mixsiam.json", "README.md", "neighbours.png"),
+    *("config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors"),
+    *("modules.json", "sentence_bert_config.json"),
+}
+FULL = EITHER | {
+    *("onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/preprocess.onnx", "onnx/preprocessor_config.json"),
+}
+COMPACT = EITHER | {"model.onnx"}
 
 
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_holds_the_contract_and_lists_every_file_by_its_hash(model_folder: Path) -> None:
-    files = files_of(model_folder)
-    answers = {name for name in files if name.startswith("known_answers/")}
-    graphs = {"onnx/model.onnx", "onnx/preprocess.onnx"}
-    assert files == FULL | graphs | answers | {"mixsiam.json", "README.md"}
-    manifest = Manifest.from_json(read_json(model_folder / "mixsiam.json"))
+@pytest.mark.parametrize(("kind", "contract"), [("model_folder", FULL), ("compact_folder", COMPACT)])
+def test_the_folder_holds_the_contract_and_lists_every_file_by_its_hash(
+    kind: str, contract: set[str], request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
+    files = files_of(folder)
+    assert {name for name in files if not name.startswith("known_answers/")} == contract
+    manifest = Manifest.from_json(read_json(folder / "mixsiam.json"))
     hashed = files - {"mixsiam.json", "README.md", "config.json"}
-    assert manifest.files == {name: sha256_file(model_folder / name) for name in hashed}
-    assert manifest.config_digest == ModelConfig.from_json(read_json(model_folder / "config.json")).digest
+    assert manifest.files == {name: sha256_file(folder / name) for name in hashed}
+    assert manifest.config_digest == ModelConfig.from_json(read_json(folder / "config.json")).digest
+    assert manifest.card_sha256 == sha256_file(folder / "README.md")
 
 
 def test_the_weights_are_the_backbone_as_transformers_and_other_users_of_the_machine_need_it(
@@ -85,7 +96,6 @@ def test_parity_was_measured_within_tolerance_and_recorded(model_folder: Path, c
         assert all(0 < error < 1e-4 for error in parity["max_relative_error"].values())
         assert parity["file_to_vector_min_cosine"] > 0.99999
     assert read_json(model_folder / "mixsiam.json")["parity"]["preprocess"]["max_levels"] <= 1
-    assert 0.999 < parity["fp16_weights_min_cosine"] <= 1
 
 
 @pytest.mark.parametrize("kind", ["model_folder", "compact_folder"])
@@ -129,11 +139,9 @@ def test_a_compact_folder_is_another_model(compact_folder: Path, model_folder: P
 
 def test_the_card_says_method_licence_and_figures(model_folder: Path, compact_folder: Path) -> None:
     card = (model_folder / "README.md").read_text(encoding="utf-8")
-    front = card.split("---\n")[1].splitlines()
-    assert {"license: apache-2.0", "library_name: timm", "pipeline_tag: image-feature-extraction"} <= set(front)
+    assert "license: apache-2.0" in card.split("---\n")[1].splitlines()
     assert "arXiv 2111.02679" in card
-    assert "drawn samples" in card
-    assert "{" not in card
+    assert "--data drawn samples" in card
     assert "16 bits" in (compact_folder / "README.md").read_text(encoding="utf-8")
 
 

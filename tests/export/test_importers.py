@@ -380,7 +380,7 @@ def test_the_command_makes_a_verified_folder_and_shows_what_it_dropped(tmp_path:
     assert (training["imported_from"], training["preprocessing"]) == ("torchvision", "options of the import")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "An image encoder imported from torchvision: resnet18" in card
-    assert f"`resnet18.pth` (sha256 `{training['sha256']}`)" in card
+    assert f"`resnet18.pth`\n(sha256 `{training['sha256']}`)" in card
     assert "that were dropped: 2;" in card
     assert "kept as they came" in card
     assert "without labels" not in card

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
 import shutil
@@ -138,6 +140,18 @@ def test_a_card_edited_in_the_folder_goes_up_as_it_is(hub: LocalHub, small_folde
         card.write("\nTrained on photos of my garden.\n")
     pushed(small_folder)
     assert hub.read(REPO)["README.md"] == (small_folder / "README.md").read_bytes()
+
+
+def test_a_card_as_an_older_version_rendered_it_is_rendered_anew(hub: LocalHub, small_folder: Path) -> None:
+    card = (small_folder / "README.md").read_text() + "\nOf an older template.\n"
+    (small_folder / "README.md").write_text(card)
+    manifest = json.loads((small_folder / "mixsiam.json").read_text())
+    manifest["card_sha256"] = hashlib.sha256(card.encode()).hexdigest()
+    (small_folder / "mixsiam.json").write_text(json.dumps(manifest))
+    pushed(small_folder)
+    text = hub.read(REPO)["README.md"].decode()
+    assert "older template" not in text
+    assert f"# {REPO}" in text
 
 
 @pytest.mark.parametrize("card", ["---\n[\n---\n# Bad\n", "---\nmodel-index: 3\n---\n# Bad\n"])

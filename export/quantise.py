@@ -1,0 +1,68 @@
+"""A graph's two smaller forms: fp16 by conversion, int8 by calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from mixsiam_hub.onnx_backend import INPUT
+
+
+def write_fp16(graph: Path, out: Path) -> None:
+    """Writes a graph whose weights and arithmetic are fp16, and whose input and outputs stay float32.
+
+    Args:
+        graph: The fp32 graph, self-contained.
+        out: Where to.
+    """
+    model = convert_float_to_float16(onnx.load(graph), keep_io_types=True)
+    # The converter appends the input's cast, and ONNX wants each node behind those that feed it.
+    nodes = sorted(model.graph.node, key=lambda node: INPUT not in node.input)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    onnx.save(model, out)
+
+
+def write_int8(graph: Path, out: Path, batches: Iterable[NDArray[np.float32]]) -> None:
+    """Writes a static int8 graph: QDQ, activations uint8 by MinMax, weights int8 per channel.
+
+    Pooling and both outputs stay float32.
+
+    Args:
+        graph: The fp32 graph, self-contained.
+        out: Where to.
+        batches: (n, 3, S, S) float32 normalised: the images that set the activations' ranges.
+    """
+    with TemporaryDirectory() as temporary:
+        # Shapes only: what the optimiser writes depends on the machine.
+        shaped = Path(temporary) / graph.name
+        quant_pre_process(graph, shaped, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_static(
+            shaped,
+            out,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+
+
+class _Reader:
+    """Hands batches over one by one, as the calibrator asks for them."""
+
+    def __init__(self, batches: Iterable[NDArray[np.float32]]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch}

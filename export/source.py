@@ -1,0 +1,51 @@
+"""What an export starts from: a run, or a model folder that is exported again in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixsiam_hub.config import CONFIG_FILE
+from mixsiam_hub.errors import ModelError
+from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.hub import resolve
+from mixsiam_hub.torch_backend import load_backbone
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_PICTURE, TrainedEncoder, load_encoder
+
+
+def open_encoder(source: str) -> TrainedEncoder:
+    """Loads an encoder to export.
+
+    Args:
+        source: A run folder, whose training data must still be where its recipe says; a model folder; or a Hub id. The
+            latter two are taken as they are, with all that their mixsiam.json says.
+
+    Raises:
+        DataError: The run has no checkpoint yet, or its data are gone.
+        ModelError: It is neither, or breaks the contract.
+        HubError: The repository cannot be reached, found or read.
+    """
+    path = Path(source)
+    if (path / RECIPE_FILE).is_file():
+        return load_encoder(path)
+    if path.is_dir() and not (path / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"{path} is no run folder, which has {RECIPE_FILE}, and no model folder, which has {CONFIG_FILE}"
+        )
+    return folder_encoder(resolve(source))
+
+
+def folder_encoder(folder: ModelFolder) -> TrainedEncoder:
+    """Returns a model folder's encoder.
+
+    Raises:
+        ModelError: The folder is a plain timm one, or its weights are missing, changed or wrong.
+    """
+    if folder.is_plain:
+        raise ModelError(
+            f"{folder.path} was saved by timm; run: mixsiam import {folder.path} FOLDER --from timm --license ID"
+        )
+    manifest = folder.manifest
+    report = folder.file(REPORT_PICTURE) if REPORT_PICTURE in manifest.files else None
+    return TrainedEncoder(
+        load_backbone(folder).eval(), folder.config, manifest.method, manifest.training, manifest.quality, report
+    )

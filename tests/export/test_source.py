@@ -1,0 +1,57 @@
+"""A model folder exported again: the same encoder, with all that is known of it, in another form."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra export")
+pytest.importorskip("onnxscript", reason="needs the extra export")
+
+from PIL import Image
+
+from mixsiam_hub.config import Manifest, read_json
+from mixsiam_hub.errors import ModelError
+from mixsiam_hub.export.bundle import export_folder
+from mixsiam_hub.export.card import ROUNDING
+from mixsiam_hub.export.source import open_encoder
+from mixsiam_hub.training.checkpoint import TrainedEncoder
+
+
+def test_a_compact_folder_in_its_full_form_is_the_same_encoder(compact_folder: Path, tmp_path: Path) -> None:
+    again = export_folder(open_encoder(str(compact_folder)), tmp_path / "full", "MIT")
+    before = Manifest.from_json(read_json(compact_folder / "mixsiam.json"))
+    assert again.fingerprint == before.fingerprint
+    assert (again.training, again.method, again.license) == (before.training, before.method, "MIT")
+    assert (tmp_path / "full/onnx/model.onnx").is_file()
+
+
+def test_rounding_is_told_as_it_was_first_measured(compact_folder: Path, tmp_path: Path) -> None:
+    first = read_json(compact_folder / "mixsiam.json")["training"][ROUNDING]
+    assert 0.999 < first < 1
+    again = export_folder(open_encoder(str(compact_folder)), tmp_path / "again", "MIT", compact=True)
+    assert again.training[ROUNDING] == first
+
+
+def test_the_evaluation_and_its_picture_go_along(trained_encoder: TrainedEncoder, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawn.png")
+    quality = {"evaluations": []}
+    encoder = replace(trained_encoder, quality=quality, report=tmp_path / "drawn.png")
+    export_folder(encoder, tmp_path / "one", "MIT", compact=True)
+    export_folder(open_encoder(str(tmp_path / "one")), tmp_path / "two", "MIT", compact=True)
+    for name in ("one", "two"):
+        assert (tmp_path / name / "report.png").read_bytes() == (tmp_path / "drawn.png").read_bytes()
+        assert "](report.png)" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert Manifest.from_json(read_json(tmp_path / name / "mixsiam.json")).quality == quality
+
+
+def test_what_is_neither_run_nor_folder_is_refused(tmp_path: Path, compact_folder: Path) -> None:
+    with pytest.raises(ModelError, match="neither a folder nor a Hub id"):
+        open_encoder(str(tmp_path / "missing"))
+    shutil.copytree(compact_folder, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="was changed"):
+        open_encoder(str(tmp_path / "broken"))

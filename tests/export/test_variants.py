@@ -1,0 +1,222 @@
+"""The fp16 and int8 graphs: what is written, what is measured, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra export")
+onnx = pytest.importorskip("onnx", reason="needs the extra export")
+
+import onnxruntime
+
+from mixsiam_hub.config import FP16_ONNX_FILE, INT8_ONNX_FILE, Preprocessing
+from mixsiam_hub.errors import DataError, ModelError
+from mixsiam_hub.export.variants import Calibration, open_calibration, write_variants
+from mixsiam_hub.preprocess import preprocess, resize_and_crop
+from mixsiam_hub.samples import draw_samples
+
+PRE = Preprocessing(32)
+GOOD = 319
+FULL = "onnx/model.onnx"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GOOD drawn samples and a corrupt one, a sub-folder for each family."""
+    root = tmp_path_factory.mktemp("data") / "photos"
+    for name, image in draw_samples(GOOD, seed=3).items():
+        path = root / name.partition("_")[0] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    (root / "clouds" / "torn.png").write_bytes((root / "clouds" / "clouds_00.png").read_bytes()[:100])
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(model_folder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with both variants, and their record. Read-only."""
+    folder = graph_alone(model_folder, tmp_path_factory.mktemp("written"))
+    return folder, write_variants(folder, PRE, open_calibration(str(photos), PRE))
+
+
+@pytest.fixture
+def blank() -> Calibration:
+    """Black images, which tell the calibrator nothing of the ranges that real ones need."""
+    black = [np.zeros((32, 32, 3), np.uint8)] * 200
+    return Calibration("black", black, [resize_and_crop(image, PRE) for image in draw_samples(32).values()])
+
+
+def graph_alone(model_folder: Path, folder: Path) -> Path:
+    (folder / "onnx").mkdir()
+    shutil.copy(model_folder / FULL, folder / FULL)
+    return folder
+
+
+def some_of(photos: Path, count: int, folder: Path) -> str:
+    """Links to the corrupt image and to the first `count` others."""
+    for path in sorted(photos.rglob("*_*.png"))[:count]:
+        (folder / path.name).symlink_to(path)
+    (folder / "torn.png").symlink_to(photos / "clouds" / "torn.png")
+    return str(folder)
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def run(path: Path, pixels: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    assert [(node.name, node.type) for node in session.get_inputs()] == [("pixel_values", "tensor(float)")]
+    outputs = [(node.name, node.type) for node in session.get_outputs()]
+    assert outputs == [("pooler_output", "tensor(float)"), ("last_hidden_state", "tensor(float)")]
+    return list(session.run(None, {"pixel_values": pixels}))
+
+
+@pytest.mark.parametrize(("name", "least"), [(FP16_ONNX_FILE, 0.9999), (INT8_ONNX_FILE, 0.98)])
+@pytest.mark.parametrize("batch", [1, 3, 17])
+def test_a_variant_gives_the_vectors_of_fp32_in_the_same_order_at_any_batch(
+    written: tuple[Path, dict[str, Any]], name: str, least: float, batch: int
+) -> None:
+    folder, _ = written
+    pixels = np.stack([preprocess(image, PRE) for image in draw_samples(batch).values()])
+    for got, expected in zip(run(folder / name, pixels), run(folder / FULL, pixels), strict=True):
+        assert got.shape == expected.shape
+        x, y = got.reshape(batch, -1), expected.reshape(batch, -1)
+        assert ((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)).min() > least
+
+
+def test_variants_are_valid_smaller_graphs_of_their_precision(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = written
+    kinds = {}
+    for name in (FP16_ONNX_FILE, INT8_ONNX_FILE):
+        onnx.checker.check_model(str(folder / name), full_check=True)
+        model = onnx.load(folder / name)
+        kinds[name] = {node.op_type for node in model.graph.node}, {t.data_type for t in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds[FP16_ONNX_FILE][1]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds[INT8_ONNX_FILE][0]
+    assert {onnx.TensorProto.UINT8, onnx.TensorProto.INT8} <= kinds[INT8_ONNX_FILE][1]
+    full, half, quarter = ((folder / name).stat().st_size for name in (FULL, FP16_ONNX_FILE, INT8_ONNX_FILE))
+    assert half < 0.51 * full
+    assert quarter < 0.27 * full
+
+
+def test_variants_tell_nothing_of_the_machine_that_wrote_them(
+    written: tuple[Path, dict[str, Any]], photos: Path
+) -> None:
+    folder, _ = written
+    for name in (FP16_ONNX_FILE, INT8_ONNX_FILE):
+        content = (folder / name).read_bytes()
+        for trace in (str(folder), str(photos), tempfile.gettempdir(), "site-packages", 'File "'):
+            assert trace.encode() not in content, (name, trace)
+
+
+def test_the_record_says_what_was_measured_on_what(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = written
+    assert set(record) == {"fp16", "int8"}
+    for figures, name in ((record["fp16"], FP16_ONNX_FILE), (record["int8"], INT8_ONNX_FILE)):
+        assert figures["bytes"] == (folder / name).stat().st_size
+        assert (figures["data"], figures["images"]) == ("photos", GOOD - 200)
+        assert 0.97 < figures["min_cosine"] <= figures["mean_cosine"] <= 1
+        assert 0.5 < figures["neighbour_agreement"] <= 1
+        assert 0.3 < figures["knn20_fp32"] <= 1  # Eight families, from the sub-folders; 59 images to vote by.
+        change = 100 * (figures["knn20"] - figures["knn20_fp32"])
+        assert figures["knn20_change_points"] == pytest.approx(change, abs=0.02)
+        assert "forced" not in figures
+    assert record["int8"]["min_cosine"] < record["fp16"]["min_cosine"]
+    assert (record["int8"]["calibration_images"], record["int8"]["held_out"]) == (200, True)
+
+
+def test_without_images_there_is_fp16_alone_measured_on_drawn_samples(model_folder: Path, tmp_path: Path) -> None:
+    folder = graph_alone(model_folder, tmp_path)
+    record = write_variants(folder, PRE)
+    assert set(record) == {"fp16"}
+    assert (record["fp16"]["data"], record["fp16"]["images"]) == ("drawn samples", 64)
+    assert record["fp16"]["min_cosine"] > 0.9999
+    assert files_of(folder) == {"onnx", FULL, FP16_ONNX_FILE}
+
+
+def test_images_are_a_fixed_sample_and_none_is_both_calibrated_and_measured_on(photos: Path) -> None:
+    first, second = (open_calibration(str(photos), PRE) for _ in range(2))
+    assert (len(first.images), len(first.measured)) == (200, GOOD - 200)
+    assert np.array_equal(first.images, second.images)
+    assert np.array_equal(first.measured, second.measured)
+    assert {image.tobytes() for image in first.images}.isdisjoint(image.tobytes() for image in first.measured)
+    families = sorted(path.name for path in photos.iterdir())
+    expected = {
+        resize_and_crop(image, PRE).tobytes(): families.index(name.partition("_")[0])
+        for name, image in draw_samples(GOOD, seed=3).items()
+    }
+    assert first.labels is not None
+    assert [expected[image.tobytes()] for image in first.measured] == first.labels.tolist()
+
+
+def test_large_sets_are_sampled_up_to_the_maxima(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra train")
+    monkeypatch.setattr("mixsiam_hub.export.variants.MAX_CALIBRATION", 210)
+    monkeypatch.setattr("mixsiam_hub.export.variants.MAX_MEASURED", 300)
+    calibration = open_calibration("digits", PRE)
+    assert (calibration.data, len(calibration.images), len(calibration.measured)) == ("digits", 210, 300)
+
+
+def test_few_images_serve_both_ends_and_the_record_can_say_so(photos: Path, tmp_path: Path) -> None:
+    calibration = open_calibration(some_of(photos, 250, tmp_path), PRE)
+    assert not calibration.held_out
+    assert len(calibration.images) == 250
+    assert np.array_equal(calibration.images, calibration.measured)
+
+
+def test_too_few_readable_images_are_refused_with_both_numbers(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"199 images can be read.* at least 200"):
+        open_calibration(some_of(photos, 199, tmp_path), PRE)
+
+
+def test_a_bad_int8_graph_is_refused_by_its_figures_unless_forced(
+    model_folder: Path,
+    blank: Calibration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, scratch = tmp_path / "folder", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    graph_alone(model_folder, folder)
+    with pytest.raises(ModelError, match="int8 graph") as refused:
+        write_variants(folder, PRE, blank)
+    assert files_of(folder) == {"onnx", FULL}
+
+    record = write_variants(folder, PRE, blank, force=True)
+    assert files_of(folder) == {"onnx", FULL, FP16_ONNX_FILE, INT8_ONNX_FILE}
+    assert record["int8"]["forced"] is True
+    assert "forced" not in record["fp16"]
+    mean, worst = record["int8"]["mean_cosine"], record["int8"]["min_cosine"]
+    assert worst < 0.97
+    for told in (f"is {mean} on average", f"{worst} at worst", "0.995 and 0.97", "32 images of black", "force"):
+        assert told in str(refused.value)
+    assert files_of(scratch) == set()
+    assert capfd.readouterr() == ("", "")
+    assert [entry for entry in caplog.records if entry.levelno >= logging.WARNING] == []
+
+
+def test_an_fp16_graph_that_overflows_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = graph_alone(model_folder, tmp_path)
+    model = onnx.load(folder / FULL)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("backbone.conv1."):
+            scaled = onnx.numpy_helper.to_array(tensor) * np.float32(1e5)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+    onnx.save(model, folder / FULL)
+    with pytest.raises(ModelError, match=r"fp16 graph.*65504"):
+        write_variants(folder, PRE)
+    assert files_of(folder) == {"onnx", FULL}

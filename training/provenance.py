@@ -1,0 +1,49 @@
+"""Where and with what a run computes: the part of a model card that nobody remembers later."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixsiam_hub import __version__
+from mixsiam_hub.cpus import available_cpus
+
+
+def provenance(precision: str, device: torch.device) -> dict[str, Any]:
+    """Returns the machine and the software of a run, for its log and mixsiam.json; `commit` is None where unknown."""
+    return {
+        "precision": precision,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "hardware": f"{platform.machine()}, {available_cpus()} CPUs",
+        "commit": source_commit(),
+        "versions": {
+            "mixsiam-hub": __version__,
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def source_commit(file: Path = Path(__file__)) -> str | None:
+    """Returns the git commit of the source tree that holds a file, with `+` where tracked files differ from it.
+
+    None where git does not track the file, as in an installed wheel: there the version says what ran.
+    """
+    try:
+        _git(file, "ls-files", "--error-unmatch", file.name)
+        return _git(file, "rev-parse", "HEAD") + ("+" if _git(file, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(file: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=file.parent, check=True, capture_output=True, text=True
+    ).stdout.strip()
