@@ -1,0 +1,57 @@
+// The vectors of mixsiam_hub.ImageEncoder, in Node. A model folder holds two graphs, and they are all it takes:
+//
+//   onnx/preprocess.onnx   image: (1, H, W, 3) uint8 RGB of any size  ->  pixel_values: (1, 3, S, S) float32
+//   onnx/model.onnx        pixel_values                               ->  pooler_output: (1, D) float32
+//
+// Resize, crop and normalisation are inside the first graph, so that no image library's own resize can change the
+// vectors. sharp only decodes.
+
+import path from "node:path";
+import ort from "onnxruntime-node";
+import sharp from "sharp";
+
+export class ImageEncoder {
+  #prepare;
+  #network;
+
+  constructor(prepare, network) {
+    this.#prepare = prepare;
+    this.#network = network;
+  }
+
+  /** Opens a model folder; `graph` may also be "model_fp16" or "model_quantized" (int8). */
+  static async open(folder, graph = "model") {
+    const open = (name) => ort.InferenceSession.create(path.join(folder, "onnx", `${name}.onnx`));
+    return new ImageEncoder(await open("preprocess"), await open(graph));
+  }
+
+  /**
+   * Embeds one image, a path or an encoded file's bytes. Returns a Float32Array of D numbers and length 1: the dot
+   * product of two is their cosine.
+   */
+  async embed(image) {
+    const { data, info } = await decode(image);
+    const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
+    const { pixel_values } = await this.#prepare.run({ image: pixels });
+    const { pooler_output } = await this.#network.run({ pixel_values }, ["pooler_output"]);
+    return normalise(pooler_output.data);
+  }
+}
+
+/**
+ * To 8-bit RGB, sharp's default, as ImageEncoder reads a file: the colour profile ignored, turned upright by its EXIF,
+ * transparency over white. sharp does none of these three unless told. CMYK comes out near, not equal: libvips takes a
+ * press's inks for it.
+ */
+function decode(image) {
+  return sharp(image, { ignoreIcc: true })
+    .autoOrient()
+    .flatten({ background: "white" })
+    .raw()
+    .toBuffer({ resolveWithObject: true });
+}
+
+function normalise(vector) {
+  const length = Math.hypot(...vector) || 1;
+  return vector.map((x) => x / length);
+}

@@ -1,0 +1,42 @@
+"""JavaScript tests skip where a tool is missing, with the command that brings it; in CI they fail there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_javascript import Vectors, missing
+
+from mixsiam_hub import ImageEncoder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools(request: pytest.FixtureRequest) -> None:
+    """What the module's ROUTE needs is here."""
+    if reason := missing(request.module.ROUTE):
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cosines(loader_folder: Path) -> Callable[[Vectors, Sequence[Path]], Vectors]:
+    """Compares vectors of files, (N, D), with those of ImageEncoder; gives (N,)."""
+    encoder = ImageEncoder.from_pretrained(loader_folder)
+
+    def compare(got: Vectors, files: Sequence[Path]) -> Vectors:
+        want = encoder.embed(files)
+        assert got.shape == want.shape
+        return (got / np.linalg.norm(got, axis=1, keepdims=True) * want).sum(1)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What is odd about a picture -> its file."""
+    pytest.importorskip("skimage", reason="needs the extra dev")
+    from odd_pictures import odd_pictures
+
+    return odd_pictures(tmp_path_factory.mktemp("odd"))

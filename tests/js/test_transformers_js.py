@@ -1,0 +1,31 @@
+"""The stock transformers.js pipeline on a model folder, in Node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_javascript import loaded_dtype, transformers_js
+
+pytestmark = pytest.mark.js
+ROUTE = "transformers_js"
+
+
+def test_sixteen_pictures(loader_folder: Path, pictures: list[Path], cosines: Callable[..., np.ndarray]) -> None:
+    # Its own resize is not quite Pillow's; the two graphs together have no such gap, see test_node.py.
+    assert cosines(transformers_js(loader_folder, pictures), pictures).min() > 0.99
+
+
+def test_the_config_says_which_graph_it_takes(loader_folder: Path, tmp_path: Path) -> None:
+    assert loaded_dtype(loader_folder) == "fp32"
+    folder = shutil.copytree(loader_folder, tmp_path / "encoder", copy_function=os.symlink)
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers.js_config"]["dtype"] = "q8"
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    assert loaded_dtype(folder) == "q8"

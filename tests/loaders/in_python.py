@@ -1,0 +1,156 @@
+"""The Python loaders of a model folder, each used as its own documentation does; files in, (N, D) float32 out.
+
+Files are opened by `Image.open(path).convert("RGB")`, as timm's own readers and most examples do, except where a loader
+takes paths itself: transformers' pipeline, fastembed and the sample in examples/python.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Vectors = NDArray[np.float32]
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "python" / "embed.py"
+BY_FASTEMBED = Path(__file__).with_name("by_fastembed.py")
+FASTEMBED_PYTHON = "MIXSIAM_FASTEMBED_PYTHON"
+"""Names the Python of an environment with fastembed, which does not go with the huggingface-hub of this one."""
+
+
+PACKAGES = {
+    "timm": "timm",
+    "transformers_auto": "transformers",
+    "transformers_pipeline": "transformers",
+    "sentence_transformers": "sentence-transformers",
+    "openvino": "openvino",
+    "onnxruntime_graphs": "onnxruntime",
+    "fastembed": "fastembed",
+    "fastembed_root": "fastembed",
+}
+"""Function below -> what it needs."""
+
+
+def missing(loader: str) -> str | None:
+    """Says what a loader lacks on this machine, and how to get it; None if nothing.
+
+    Args:
+        loader: A key of PACKAGES.
+    """
+    package = PACKAGES[loader]
+    if package == "fastembed" and not os.environ.get(FASTEMBED_PYTHON):
+        return f"needs fastembed; set {FASTEMBED_PYTHON} to the Python of an environment with it"
+    try:
+        version(loader)
+    except (importlib.metadata.PackageNotFoundError, subprocess.SubprocessError):
+        return f"needs {package}; run: pip install {package}"
+    return None
+
+
+def version(loader: str) -> str:
+    """Returns the version of what a loader, a key of PACKAGES, needs."""
+    package = PACKAGES[loader]
+    if package != "fastembed":
+        return importlib.metadata.version(package)
+    command = [
+        os.environ[FASTEMBED_PYTHON],
+        "-c",
+        "from importlib.metadata import version; print(version('fastembed'))",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def timm(folder: Path, files: Sequence[Path]) -> Vectors:
+    """A model by `local-dir:`, with the transform that its own config asks for."""
+    import timm
+    import torch
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        return model(torch.stack([transform(image) for image in _opened(files)])).numpy()
+
+
+def transformers_auto(folder: Path, files: Sequence[Path]) -> Vectors:
+    """AutoModel and AutoImageProcessor."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        return model(**processor(_opened(files), return_tensors="pt")).pooler_output.numpy()
+
+
+def transformers_pipeline(folder: Path, files: Sequence[Path]) -> Vectors:
+    """The pipeline `image-feature-extraction`, which opens the files itself."""
+    from transformers import pipeline
+
+    extract = pipeline("image-feature-extraction", model=str(folder), device="cpu")
+    return np.array(extract([str(path) for path in files], pool=True), np.float32)[:, 0]
+
+
+def sentence_transformers(folder: Path, files: Sequence[Path]) -> Vectors:
+    """SentenceTransformer on PIL images."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu").encode(_opened(files))
+
+
+def openvino(folder: Path, files: Sequence[Path]) -> Vectors:
+    """The two graphs, read and compiled by OpenVINO itself."""
+    import openvino as ov
+
+    core = ov.Core()
+    # Unasked, OpenVINO computes in 16 bits on CPUs that can.
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    prepare, network = (
+        core.compile_model(folder / "onnx" / f"{name}.onnx", "CPU", exact) for name in ("preprocess", "model")
+    )
+    inputs = (prepare(np.asarray(image)[None])["pixel_values"] for image in _opened(files))
+    return np.concatenate([network(pixel_values)["pooler_output"] for pixel_values in inputs])
+
+
+def onnxruntime_graphs(folder: Path, files: Sequence[Path]) -> Vectors:
+    """The sample of examples/python: the two graphs in onnxruntime."""
+    return _by_script(sys.executable, [SAMPLE, folder, *files, "--out"])
+
+
+def fastembed(folder: Path, files: Sequence[Path]) -> Vectors:
+    """fastembed's ImageEmbedding on the folder's onnx/, in an environment of its own."""
+    return _fastembed(folder / "onnx", "model.onnx", files)
+
+
+def fastembed_root(folder: Path, files: Sequence[Path]) -> Vectors:
+    """As `fastembed`, with the preprocessor_config.json of the folder itself, which it reads of a Hub repository."""
+    return _fastembed(folder, "onnx/model.onnx", files)
+
+
+def _fastembed(folder: Path, model_file: str, files: Sequence[Path]) -> Vectors:
+    return _by_script(os.environ[FASTEMBED_PYTHON], [BY_FASTEMBED, folder, model_file, *files])
+
+
+def _opened(files: Sequence[Path]) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in files]
+
+
+def _by_script(python: str, arguments: Sequence[Path | str]) -> Vectors:
+    """Runs a script whose last argument is the .npy file to write.
+
+    Raises:
+        RuntimeError: It failed; the message is the last line that it printed.
+    """
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "vectors.npy"
+        ended = subprocess.run([python, *arguments, out], capture_output=True, text=True)
+        if ended.returncode:
+            raise RuntimeError(ended.stderr.strip().splitlines()[-1])
+        return np.load(out)
