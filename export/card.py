@@ -57,6 +57,7 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_
         pictures_at: What stands before the pictures' names in links, where the card lies elsewhere than they.
     """
     is_builtin = name == BUILTIN_NAME
+    is_compact = manifest.weights == "fp16"
     is_imported = "imported_from" in manifest.training
     pictures = {file: pictures_at + file for file in (SHEET_PICTURE, REPORT_PICTURE) if file in manifest.files}
     record = json.loads(_read(_LOADERS))
@@ -67,10 +68,10 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_
         template_str=_read(_TEMPLATE),
         name=name,
         title="The built-in encoder of mixsiam-hub" if is_builtin else name,
-        folder=name.rpartition("/")[2],
-        repo=name if HUB_ID.fullmatch(name) else f"ORG/{name}",
         is_builtin=is_builtin,
-        is_compact=manifest.weights == "fp16",
+        is_compact=is_compact,
+        **_places(name, is_compact),
+        browser_graph="model_quantized" if "int8" in variants else "model",
         is_imported=is_imported,
         origin=manifest.method if is_imported else f"trained without labels by {_METHODS[manifest.method]}",
         config=config,
@@ -92,6 +93,24 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_
     )
     # Where the template leaves a part out, its empty lines stay.
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
+
+
+def _places(name: str, is_compact: bool) -> dict[str, Any]:
+    """Returns how the examples call the folder: `place` and `timm_id` are Python expressions."""
+    on_hub = HUB_ID.fullmatch(name) is not None
+    full_folder = "FOLDER" if is_compact else name.rpartition("/")[2]
+    places = {
+        "on_hub": on_hub and not is_compact,
+        "full_folder": full_folder,
+        "repo": name if on_hub and not is_compact else f"ORG/{full_folder}",
+        "place": f'"{name}"',
+        "timm_id": f'"{"hf-hub" if on_hub else "local-dir"}:{name}"',
+        "builtin_import": "",
+    }
+    if name == BUILTIN_NAME:
+        places |= {"place": "str(BUILTIN)", "timm_id": 'f"local-dir:{BUILTIN}"'}
+        places["builtin_import"] = "from mixsiam_hub.hub import BUILTIN\n"
+    return places
 
 
 def _read(name: str) -> str:
@@ -149,6 +168,8 @@ def _evaluations(manifest: Manifest) -> Iterator[str]:
             f"({entry['n_train']:,} images): accuracy in %, one seed, features in {entry['precision']}, by "
             f"`{entry['command']}`."
         )
+        if ROUNDING in manifest.training and entry.get("fingerprint") != manifest.fingerprint:
+            text += " Measured before the weights were rounded to 16 bits."
         if not entry["clears_raw_pixels"]:
             text += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."
         rows = [

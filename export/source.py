@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixsiam_hub.config import CONFIG_FILE
-from mixsiam_hub.errors import ModelError
+from mixsiam_hub.config import CONFIG_FILE, fingerprint
+from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.folder import ModelFolder
 from mixsiam_hub.hub import resolve
 from mixsiam_hub.torch_backend import load_backbone
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_PICTURE, TrainedEncoder, load_encoder
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, REPORT_PICTURE, TrainedEncoder, load_encoder
 
 
 def open_encoder(source: str) -> TrainedEncoder:
@@ -20,18 +20,31 @@ def open_encoder(source: str) -> TrainedEncoder:
             latter two are taken as they are, with all that their mixsiam.json says.
 
     Raises:
-        DataError: The run has no checkpoint yet, or its data are gone.
+        DataError: The run has no checkpoint yet, its data are gone, or it was trained on after its evaluation.
         ModelError: It is neither, or breaks the contract.
         HubError: The repository cannot be reached, found or read.
     """
     path = Path(source)
     if (path / RECIPE_FILE).is_file():
-        return load_encoder(path)
+        return _evaluated_as_it_is(load_encoder(path), path)
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
         raise ModelError(
             f"{path} is no run folder, which has {RECIPE_FILE}, and no model folder, which has {CONFIG_FILE}"
         )
     return folder_encoder(resolve(source))
+
+
+def _evaluated_as_it_is(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:
+    """Returns a run's encoder after a look whether its report.json is about just these weights."""
+    tensors = {name: tensor.numpy() for name, tensor in encoder.backbone.state_dict().items()}
+    identity = fingerprint(tensors, encoder.config)
+    for entry in encoder.quality.get("evaluations", []):
+        if entry["fingerprint"] != identity:
+            raise DataError(
+                f"{run / REPORT_FILE}: the figures for {entry['test']} are of fingerprint {entry['fingerprint'][:12]}, "
+                f"the run is {identity[:12]} by now; evaluate it again, or remove the file to export without figures"
+            )
+    return encoder
 
 
 def folder_encoder(folder: ModelFolder) -> TrainedEncoder:

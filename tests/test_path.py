@@ -46,6 +46,13 @@ def test_from_images_to_neighbours(run: Path, tmp_path: Path) -> None:
     assert manifest["training"]["recipe"]["data"] == "digits"
     assert str(tmp_path) not in (folder / "mixsiam.json").read_text()
 
+    report = run / "report.json"
+    evaluated = report.read_text()
+    report.write_text(evaluated.replace('"fingerprint": "', '"fingerprint": "0'))
+    assert "evaluate it again" in mixsiam("export", run, tmp_path / "stale", "--license", "MIT", exit_code=1).output
+    assert not (tmp_path / "stale").exists()
+    report.write_text(evaluated)
+
     images = tmp_path / "images"
     images.mkdir()
     for name, image in draw_samples(12).items():

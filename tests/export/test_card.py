@@ -78,6 +78,27 @@ def test_an_undertrained_encoder_is_called_so() -> None:
     assert "Undertrained" in card(quality={"evaluations": [EVALUATION | {"clears_raw_pixels": False}]})
 
 
+def test_figures_from_before_the_rounding_say_so() -> None:
+    training = MANIFEST.training | {"fp16_rounding_min_cosine": 0.9999}
+    for digit, is_said in (("1", True), ("0", False)):
+        text = card(training=training, quality={"evaluations": [EVALUATION | {"fingerprint": digit * 64}]})
+        assert ("before the weights were rounded" in text) is is_said
+
+
+def test_the_smaller_graphs_stand_with_what_they_were_measured_on() -> None:
+    figures = {"bytes": 2e6, "data": "pets", "images": 900, "mean_cosine": 0.9991, "min_cosine": 0.98}
+    figures |= {"neighbour_agreement": 0.95, "knn20": 0.4, "knn20_fp32": 0.41, "knn20_change_points": -1.0}
+    int8 = figures | {"calibration_images": 512, "held_out": True, "forced": True}
+    plain = {name: figures[name] for name in figures if "knn" not in name}
+    text = card(parity=PARITY | {"variants": {"fp16": plain, "int8": int8}})
+    assert "| fp16 | 2.0 | 0.999100 | 0.980000 | 95.0 % | not measured |" in text
+    assert "| int8, forced | 2.0 | 0.999100 | 0.980000 | 95.0 % | -1.00 |" in text
+    assert "fp16 on 900 images of pets. int8 on 900 images of pets, half classified by half: 41.0 % before" in text
+    assert "calibrated on 512, others." in text
+    assert "${onnx}/model_quantized.onnx" in text
+    assert "model_quantized" not in card()
+
+
 def test_what_is_not_known_is_said() -> None:
     text = card(quality={}, training={"recipe": {}})
     assert "Not measured" in text
