@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,20 @@ def test_from_images_to_neighbours(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert "mixsiam" in mixsiam("info", folder).output
     assert "torch" in mixsiam("verify", folder).output
+
+
+def test_a_folder_is_exported_again_with_an_int8_graph(model_folder: Path, tmp_path: Path) -> None:
+    given = ["--license", "MIT", "--calibration", "digits"]
+    told = mixsiam("export", model_folder, tmp_path / "again", *given, "--force").output
+    assert re.search(r"int8: [\d.]+ MB, cosine to fp32 0\.\d+ in the mean, .* on 1285 images \(digits\)", told)
+    figures = json.loads((tmp_path / "again/mixsiam.json").read_text())["parity"]["variants"]["int8"]
+    assert (figures["calibration_images"], figures["held_out"]) == (512, True)
+    assert "knn20" in figures
+    assert "| int8" in (tmp_path / "again/README.md").read_text()
+    assert ImageEncoder.from_pretrained(tmp_path / "again", precision="int8").variant == "int8-exact"
+    refused = mixsiam("export", model_folder, tmp_path / "small", *given, "--compact", exit_code=1).output
+    assert "a compact folder has no int8 graph" in refused
+    assert not (tmp_path / "small").exists()
 
 
 def test_training_continues_from_a_folder(run: Path, model_folder: Path, tmp_path: Path) -> None:

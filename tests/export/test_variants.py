@@ -18,6 +18,7 @@ import onnxruntime
 
 from mixsiam_hub.config import FP16_ONNX_FILE, INT8_ONNX_FILE, Preprocessing
 from mixsiam_hub.errors import DataError, ModelError
+from mixsiam_hub.export import variants
 from mixsiam_hub.export.variants import Calibration, open_calibration, write_variants
 from mixsiam_hub.preprocess import preprocess, resize_and_crop
 from mixsiam_hub.samples import draw_samples
@@ -207,6 +208,24 @@ def test_a_bad_int8_graph_is_refused_by_its_figures_unless_forced(
     assert files_of(scratch) == set()
     assert capfd.readouterr() == ("", "")
     assert [entry for entry in caplog.records if entry.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(
+    ("mean", "worst", "is_refused"),
+    [(0.995, 0.97, False), (0.9949, 0.99, True), (0.999, 0.9699, True)],
+)
+def test_either_limit_refuses(
+    mean: float, worst: float, is_refused: bool, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"images": 64, "mean_cosine": mean, "min_cosine": worst, "neighbour_agreement": 1.0}
+    monkeypatch.setattr(variants, "compare", lambda full, small, labels: figures)
+    folder = graph_alone(model_folder, tmp_path)
+    if is_refused:
+        with pytest.raises(ModelError, match=f"is {mean} on average and {worst} at worst"):
+            write_variants(folder, PRE)
+    else:
+        assert write_variants(folder, PRE)["fp16"]["min_cosine"] == worst
+    assert (folder / FP16_ONNX_FILE).is_file() is not is_refused
 
 
 def test_an_fp16_graph_that_overflows_is_refused(model_folder: Path, tmp_path: Path) -> None:
