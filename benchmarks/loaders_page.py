@@ -19,7 +19,7 @@ The exact calls are in `tests/loaders/in_python.py` and `tests/loaders/in_javasc
 The tests hold each loader to its bar on the smallest cosine.
 
 {plain}
-{not_measured}
+
 - **The two graphs** are `onnx/preprocess.onnx` and `onnx/model.onnx`; they leave only decoding to the image library.
   The samples in `examples/` use them.
 - **fastembed** takes the folder's `onnx/`: `specific_model_path="FOLDER/onnx"`, model file `model.onnx`. There a
@@ -57,7 +57,6 @@ def render(record: Mapping[str, Any]) -> str:
         fingerprint=record["fingerprint"][:12],
         versions=", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         plain=_plain(record),
-        not_measured="".join(f"\nNot measured: {name}: {why}.\n" for name, why in record["not_measured"].items()),
         odd=_table(("loader", *kinds), odd),
     )
 

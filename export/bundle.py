@@ -24,7 +24,7 @@ from mixsiam_hub.config import (
 )
 from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.answers import write_answers
-from mixsiam_hub.export.card import CARD_FILE, ROUNDING, render_card
+from mixsiam_hub.export.card import BUILTIN_CARD, CARD_FILE, ROUNDING, render_card
 from mixsiam_hub.export.pictures import SHEET_PICTURE, write_sheet
 from mixsiam_hub.export.preprocess_graph import PREPROCESS_FILE, preprocess_graph
 from mixsiam_hub.export.sentence_files import sentence_transformers_files
@@ -33,6 +33,7 @@ from mixsiam_hub.export.variants import Calibration, write_variants
 from mixsiam_hub.export.verify import measure_parity, min_cosine, run
 from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_weights
 from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.hub import BUILTIN
 from mixsiam_hub.known_answers import ANSWERS, verify_folder
 from mixsiam_hub.preprocess import preprocess
 from mixsiam_hub.processors import (
@@ -77,12 +78,7 @@ def export_folder(
         ArgumentError: Calibration images for a compact folder.
         ModelError: The licence is not given, the target is taken, or a runtime's vectors differ by more than allowed.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license_id):
-        raise ModelError(f"license is {license_id!r}; give an SPDX identifier, such as Apache-2.0 or CC-BY-NC-4.0")
-    if compact and calibration:
-        raise ArgumentError("calibration is given and compact is set; a compact folder has no int8 graph, choose one")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is not an empty folder; choose another or remove it")
+    check_request(folder, license_id, compact=compact, calibrated=calibration is not None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         built = Path(temporary) / folder.name
@@ -90,12 +86,28 @@ def export_folder(
         if compact:
             encoder = _rounded(encoder)
         variants = _write_files(encoder, built, license_id, compact, calibration, force)
-        manifest = _describe(encoder, built, license_id, compact, variants)
+        name = BUILTIN_CARD if folder.resolve() == BUILTIN else folder.name
+        manifest = _describe(encoder, built, name, license_id, compact, variants)
         verify_folder(built)
         if folder.exists():
             folder.rmdir()
         built.rename(folder)
     return manifest
+
+
+def check_request(folder: Path, license_id: str, *, compact: bool, calibrated: bool) -> None:
+    """Refuses what `export_folder` would refuse, before an encoder or calibration images are loaded for it.
+
+    Raises:
+        ArgumentError: Calibration images for a compact folder.
+        ModelError: The licence is not given, or the target is taken.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license_id):
+        raise ModelError(f"license is {license_id!r}; give an SPDX identifier, such as Apache-2.0 or CC-BY-NC-4.0")
+    if compact and calibrated:
+        raise ArgumentError("calibration is given and compact is set; a compact folder has no int8 graph, choose one")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ModelError(f"{folder} exists and is not an empty folder; choose another or remove it")
 
 
 def _rounded(encoder: TrainedEncoder) -> TrainedEncoder:
@@ -133,7 +145,7 @@ def _write_files(
 
 
 def _describe(
-    encoder: TrainedEncoder, folder: Path, license_id: str, compact: bool, variants: dict[str, Any]
+    encoder: TrainedEncoder, folder: Path, name: str | None, license_id: str, compact: bool, variants: dict[str, Any]
 ) -> Manifest:
     """Measures the folder's parity with the network in memory, and writes mixsiam.json and the card."""
     config = encoder.config
@@ -152,7 +164,7 @@ def _describe(
     images = sorted(path for path in (folder / ANSWERS).iterdir() if path.suffix != ".json")
     parity = measure_parity(encoder.backbone, ModelFolder.open(folder), images)
     manifest = replace(manifest, parity=parity | ({"variants": variants} if variants else {}))
-    (folder / CARD_FILE).write_text(render_card(folder.name, config, manifest), encoding="utf-8")
+    (folder / CARD_FILE).write_text(render_card(name, config, manifest), encoding="utf-8")
     manifest = replace(manifest, card_sha256=sha256_file(folder / CARD_FILE))
     _write_json(folder / MANIFEST_FILE, manifest.to_json())
     return manifest

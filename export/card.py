@@ -5,8 +5,10 @@ The text is card_template.md; here its tables and the Hub's metadata are made of
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -16,19 +18,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mixsiam_hub.config import Manifest, ModelConfig
 from mixsiam_hub.export.pictures import SHEET_COUNT, SHEET_PICTURE
 from mixsiam_hub.export.verify import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_COSINE
-from mixsiam_hub.hub import BUILTIN, HUB_ID
+from mixsiam_hub.hub import HUB_ID
 from mixsiam_hub.training.checkpoint import REPORT_PICTURE
 
 CARD_FILE = "README.md"
+BUILTIN_CARD = None
+"""Name of the encoder inside the package, which no folder can have."""
 ROUNDING = "fp16_rounding_min_cosine"
 """Key of mixsiam.json's `training`: what it cost to round the weights to 16 bits."""
-BUILTIN_NAME = BUILTIN.name
 
 _TEMPLATE = "card_template.md"
 _LOADERS = "loaders.json"
 _METHODS = {"mixsiam": "MixSiam", "simsiam": "SimSiam"}
 _MEASURES = {"knn20": "kNN, k = 20", "knn200": "kNN, k = 200", "linear": "linear probe"}
-_VARIANT_HEAD = ("graph", "MB", "cosine, mean", "smallest", "same nearest neighbour", "kNN, points")
+_VARIANT_HEAD = ("graph", "MB", "cosine, mean", "smallest", "same nearest neighbour", "change of kNN accuracy, points")
 _TRAINING_ROWS = {
     "recipe.epochs": "epochs",
     "recipe.batch_size": "images a batch",
@@ -43,20 +46,19 @@ _TRAINING_ROWS = {
     "versions.torch": "torch",
     "versions.python": "Python",
 }
-_DATASET = re.compile(rf"[\w-][\w.-]*|{HUB_ID.pattern}")
 
 
-def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_at: str = "") -> str:
+def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pictures_at: str = "") -> str:
     """Returns README.md.
 
     Args:
-        name: The folder's, or ORG/NAME on the Hub, as title and in the examples; BUILTIN_NAME is the encoder inside the
-            package.
+        name: The folder's, or ORG/NAME on the Hub, as title and in the examples; BUILTIN_CARD for the encoder inside
+            the package.
         config: The encoder's.
         manifest: Complete, figures included.
         pictures_at: What stands before the pictures' names in links, where the card lies elsewhere than they.
     """
-    is_builtin = name == BUILTIN_NAME
+    title = name or "The built-in encoder of mixsiam-hub"
     is_compact = manifest.weights == "fp16"
     is_imported = "imported_from" in manifest.training
     pictures = {file: pictures_at + file for file in (SHEET_PICTURE, REPORT_PICTURE) if file in manifest.files}
@@ -64,11 +66,10 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_
     recipe = manifest.training.get("recipe", {})
     variants = manifest.parity.get("variants", {})
     card = ModelCard.from_template(
-        _metadata(name, manifest),
+        _metadata(name or "mixsiam-hub built-in", manifest),
         template_str=_read(_TEMPLATE),
-        name=name,
-        title="The built-in encoder of mixsiam-hub" if is_builtin else name,
-        is_builtin=is_builtin,
+        title=title,
+        is_builtin=name is BUILTIN_CARD,
         is_compact=is_compact,
         **_places(name, is_compact),
         browser_graph="model_quantized" if "int8" in variants else "model",
@@ -77,7 +78,6 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_
         config=config,
         px=config.preprocessing.input_px,
         manifest=manifest,
-        recipe=recipe,
         sheet=pictures.get(SHEET_PICTURE),
         sheet_count=SHEET_COUNT,
         report=pictures.get(REPORT_PICTURE),
@@ -85,32 +85,45 @@ def render_card(name: str, config: ModelConfig, manifest: Manifest, *, pictures_
         loaders=_table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record)),
         variants=variants,
         variant_table=_table(_VARIANT_HEAD, _variant_rows(variants)),
-        variant_notes=". ".join(_variant_notes(variants)),
+        variant_notes="\n".join(_variant_notes(variants)),
         parity=_table(("what", "measured", "allowed"), _parity_rows(manifest)),
-        quality="\n\n".join(_evaluations(manifest)) or "Not measured: run `mixsiam evaluate`.",
-        data_terms=recipe.get("data_terms", "").rstrip(".") or "Its terms were not recorded",
+        quality="\n\n".join(_evaluations(manifest)) or "Not measured.",
+        data=_text(recipe.get("data") or "data that were not recorded"),
+        data_terms=_text(recipe.get("data_terms", "")).rstrip(".") or "not recorded",
+        command=shlex.join(["mixsiam", "train", recipe.get("name", "RECIPE"), "--data", recipe.get("data", "DATA")]),
         training=_table(("", ""), _training_rows(manifest.training)),
     )
     # Where the template leaves a part out, its empty lines stay.
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
-def _places(name: str, is_compact: bool) -> dict[str, Any]:
-    """Returns how the examples call the folder: `place` and `timm_id` are Python expressions."""
-    on_hub = HUB_ID.fullmatch(name) is not None
-    full_folder = "FOLDER" if is_compact else name.rpartition("/")[2]
+def _places(name: str | None, is_compact: bool) -> dict[str, Any]:
+    """Returns how the examples call the folder, quoted for the language that each is in."""
+    on_hub = name is not None and HUB_ID.fullmatch(name) is not None
+    full_folder = "FOLDER" if is_compact or name is None else name.rpartition("/")[2]
     places = {
         "on_hub": on_hub and not is_compact,
         "full_folder": full_folder,
-        "repo": name if on_hub and not is_compact else f"ORG/{full_folder}",
-        "place": f'"{name}"',
-        "timm_id": f'"{"hf-hub" if on_hub else "local-dir"}:{name}"',
-        "builtin_import": "",
+        "full_place": json.dumps(full_folder),
+        "repo": name if on_hub and not is_compact else "ORG/NAME",
     }
-    if name == BUILTIN_NAME:
-        places |= {"place": "str(BUILTIN)", "timm_id": 'f"local-dir:{BUILTIN}"'}
-        places["builtin_import"] = "from mixsiam_hub.hub import BUILTIN\n"
-    return places
+    if name is BUILTIN_CARD:
+        return places | {
+            "load": "",
+            "verify": "mixsiam verify",
+            "place": "str(BUILTIN)",
+            "timm_id": 'f"local-dir:{BUILTIN}"',
+            "builtin_import": "from mixsiam_hub.hub import BUILTIN\n",
+            "source": "PATH",
+        }
+    return places | {
+        "load": json.dumps(name),
+        "verify": f"mixsiam verify {shlex.quote(name)}",
+        "place": json.dumps(name),
+        "timm_id": json.dumps(f"{'hf-hub' if on_hub else 'local-dir'}:{name}"),
+        "builtin_import": "",
+        "source": shlex.quote(name),
+    }
 
 
 def _read(name: str) -> str:
@@ -123,15 +136,15 @@ def _metadata(name: str, manifest: Manifest) -> ModelCardData:
     data = str(recipe.get("data", "")).partition("::")[0]
     base = manifest.training.get("base_model") or recipe.get("init", "")
     results = list(_results(manifest))
-    title = "mixsiam-hub built-in" if name == BUILTIN_NAME else name
     return ModelCardData(
         license=manifest.license.lower(),  # As the Hub spells SPDX identifiers.
         library_name="timm",
         pipeline_tag="image-feature-extraction",
         tags=_tags(manifest),
-        datasets=[data] if _DATASET.fullmatch(data) else None,
+        # Shipped recipes are named after the public data set that they are for; others' folders are not data sets.
+        datasets=[data] if data and data == recipe.get("name") else None,
         base_model=base if HUB_ID.fullmatch(base) else None,
-        model_name=title if results else None,
+        model_name=name if results else None,
         eval_results=results or None,
     )
 
@@ -185,8 +198,9 @@ def _loader_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _variant_rows(variants: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, figures in variants.items():
+        state = ", left out" if "left_out" in figures else ", forced" if "forced" in figures else ""
         yield (
-            f"{name}{', forced' if figures.get('forced') else ''}",
+            f"{name}{state}",
             f"{figures['bytes'] / 1e6:.1f}",
             f"{figures['mean_cosine']:.6f}",
             f"{figures['min_cosine']:.6f}",
@@ -196,15 +210,16 @@ def _variant_rows(variants: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _variant_notes(variants: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what the figures of `_variant_rows` were measured on."""
+    """Yields what the figures of `_variant_rows` were measured on, a line of a list each."""
     for name, figures in variants.items():
-        text = f"{name} on {figures['images']:,} images of {figures['data']}"
+        text = f"- {name}: {figures['images']:,} images of {_text(figures['data'])}"
         if "knn20" in figures:
-            text += f", half classified by half: {100 * figures['knn20_fp32']:.1f} % before"
+            accuracy = 100 * figures["knn20_fp32"]
+            text += f"; kNN (k = 20) of the fp32 graph {accuracy:.1f} %, each half of them classified by the other"
         if "calibration_images" in figures:
-            others = "others" if figures["held_out"] else "the same images"
-            text += f"; calibrated on {figures['calibration_images']}, {others}"
-        yield text
+            which = "others of them" if figures["held_out"] else "the same ones"
+            text += f"; calibrated on {figures['calibration_images']} images, {which}"
+        yield f"{text}."
 
 
 def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -236,7 +251,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _text(value: object) -> str:
+    """Returns free text as one line in which nothing is markup."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("`", "'")
+
+
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
     """Returns a Markdown table."""
     lines = [head, ["---" for _ in head], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "&#124;")

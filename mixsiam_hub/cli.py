@@ -209,16 +209,18 @@ def export(run: str, folder: Path, license_id: str, calibration: str | None, for
     RUN may also be a model folder or a Hub id: it is exported again, with an int8 graph, say, or without --compact.
     """
     with _extra("export"):
-        from mixsiam_hub.export.bundle import export_folder
+        from mixsiam_hub.export.bundle import check_request, export_folder
         from mixsiam_hub.export.source import open_encoder
         from mixsiam_hub.export.variants import open_calibration
+    check_request(folder, license_id, compact=compact, calibrated=calibration is not None)
     encoder = open_encoder(run)
     images = open_calibration(calibration, encoder.config.preprocessing) if calibration else None
     manifest = export_folder(encoder, folder, license_id, compact=compact, calibration=images, force=force)
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
     for name, figures in manifest.parity.get("variants", {}).items():
+        state = ", left out: some activations exceed what fp16 holds" if "left_out" in figures else ""
         click.echo(
-            f"{name}: {figures['bytes'] / 1e6:.1f} MB, cosine to fp32 {figures['mean_cosine']:.6f} in the mean, "
+            f"{name}{state}: {figures['bytes'] / 1e6:.1f} MB, cosine to fp32 {figures['mean_cosine']:.6f} in the mean, "
             f"{figures['min_cosine']:.6f} at least, on {figures['images']} images ({figures['data']})"
         )
 

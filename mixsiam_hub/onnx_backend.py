@@ -67,9 +67,10 @@ class OnnxBackend:
         self._arguments = (folder, device, precision, threads)
         name = VARIANT_FILES.get(precision, folder.manifest.onnx_file)
         if precision in VARIANT_FILES and name not in folder.manifest.files:
+            source = "ORG/NAME" if folder.revision else folder.path  # A snapshot in the cache is no whole folder.
             raise ModelError(
-                f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32', or make a "
-                f"folder that has it: mixsiam export {folder.path} FOLDER --license ID --calibration DATA"
+                f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32' or another "
+                f"backend, or make a folder that has it: mixsiam export {source} FOLDER --license ID --calibration DATA"
             )
         graph = folder.file(name)
         # A compact folder's graph has its weights outside itself.

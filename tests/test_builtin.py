@@ -47,12 +47,12 @@ def test_it_verifies_and_fits_the_wheel() -> None:
 
 def test_the_card_is_the_rendered_one() -> None:
     pytest.importorskip("onnx", reason="needs the extra export")
-    from mixsiam_hub.export.card import BUILTIN_NAME, render_card
+    from mixsiam_hub.export.card import BUILTIN_CARD, render_card
 
     folder = resolve()
     in_the_folder = (folder.path / "README.md").read_text(encoding="utf-8")
-    assert in_the_folder == render_card(BUILTIN_NAME, folder.config, folder.manifest)
-    at_the_top = render_card(BUILTIN_NAME, folder.config, folder.manifest, pictures_at="mixsiam_hub/builtin/")
+    assert in_the_folder == render_card(BUILTIN_CARD, folder.config, folder.manifest)
+    at_the_top = render_card(BUILTIN_CARD, folder.config, folder.manifest, pictures_at="mixsiam_hub/builtin/")
     assert CARD.read_text(encoding="utf-8") == at_the_top
     for picture in re.findall(r"\]\((.*?\.png)\)", at_the_top):
         assert (CARD.parent / picture).is_file()

@@ -12,6 +12,7 @@ from typing import Any
 
 from mixsiam_hub.config import ARCHITECTURES, INTERPOLATIONS, ModelConfig, Preprocessing
 from mixsiam_hub.errors import RecipeError
+from mixsiam_hub.hub import HUB_ID
 from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.losses import TARGETS
 from mixsiam_hub.training.mixing import MIXTURES
@@ -152,10 +153,16 @@ class Recipe:
         return self.epochs or min(400, max(10, math.ceil(_AUTO_IMAGES_SEEN / images)))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what travels with the weights: every key, the data by name alone, not by where they lay."""
+        """Returns what travels with the weights: every key, data and `init` by name alone, not by where they lay.
+
+        An `init` on the Hub keeps its whole id, `org/name`, and no folder of this machine looks like one.
+        """
         values: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "run_dir"}
-        for key in ("data", "val_data", "init"):
+        for key in ("data", "val_data"):
             values[key] = data_name(values[key])
+        hub_id = self.init.partition("@")[0]
+        is_on_hub = HUB_ID.fullmatch(hub_id) and not Path(self.init).exists()
+        values["init"] = hub_id if is_on_hub else Path(self.init).name
         return values | {"crop_scale": list(self.crop_scale)}
 
     def to_toml(self) -> str:

@@ -21,7 +21,7 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.hub import resolve
 from mixsiam_hub.resnet import Backbone
 from mixsiam_hub.torch_backend import load_backbone
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, REPORT_PICTURE, load_encoder
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, REPORT_PICTURE, TrainedEncoder, load_encoder
 from mixsiam_hub.training.config import data_name
 from mixsiam_hub.training.data import ImageSet, open_images
 from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
@@ -73,7 +73,8 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
         ModelError: No such model.
     """
     train_images, test_images = (_labelled(spec) for spec in (train, test))
-    backbone, config, method, folder = _load(model)
+    encoder, folder = _load(model)
+    backbone, config, method = encoder.backbone, encoder.config, encoder.method
     rows = {
         RAW: _score(_raw(train_images, test_images, config.preprocessing)),
         RANDOM: _score(_deep(_random(config, train_images), train_images, test_images, config.preprocessing)),
@@ -104,6 +105,7 @@ def evaluate(model: str, train: str, test: str, out: Path | None = None) -> dict
             ]
         ),
         "fingerprint": before,
+        "steps": encoder.provenance.get("steps"),
     }
     write_report(result, out or folder)
     return result
@@ -164,13 +166,14 @@ def _random(config: ModelConfig, train: ImageSet) -> Backbone:
     return backbone.eval()
 
 
-def _load(model: str) -> tuple[Backbone, ModelConfig, str, Path]:
+def _load(model: str) -> tuple[TrainedEncoder, Path]:
+    """Returns the encoder, and the folder that its report goes to unless another is named."""
     run = Path(model)
     if model and (run / RECIPE_FILE).is_file():
-        encoder = load_encoder(run)
-        return encoder.backbone, encoder.config, encoder.method, run
+        return load_encoder(run), run
     folder = resolve(model or None)
-    return load_backbone(folder), folder.config, folder.manifest.method, Path()
+    manifest = folder.manifest
+    return TrainedEncoder(load_backbone(folder), folder.config, manifest.method, manifest.training), Path()
 
 
 def _labelled(spec: str) -> ImageSet:

@@ -21,7 +21,9 @@ async function open({ folder, file }, onProgress) {
   const bytes = await download(new URL(file, folder), onProgress);
   const size = bytes.length;
   prepare ??= await session(await download(new URL("onnx/preprocess.onnx", folder)));
-  await network?.release();
+  const old = network;
+  network = undefined; // a released session that stayed here would be released again at the next try
+  await old?.release();
   network = await session(bytes);
   return size;
 }

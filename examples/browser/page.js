@@ -14,16 +14,18 @@ let query; // one of them
 let wanted, loaded; // the chosen graph's radio button, and the one whose graph is in the worker
 let seconds = 0; // spent on embedding with it
 let working = false;
+let broken; // why the worker answers no more
 
 /** Sends the worker one request and waits for its result; never two at a time. */
 function ask(request, onProgress) {
   return new Promise((resolve, reject) => {
+    if (broken) return reject(new Error(broken));
     worker.onmessage = ({ data }) => {
       if ("progress" in data) onProgress(data.progress);
       else if ("error" in data) reject(new Error(data.error));
       else resolve(data.result);
     };
-    worker.onerror = () => reject(new Error("embedder.js cannot be loaded"));
+    worker.onerror = () => reject(new Error((broken = "embedder.js cannot be loaded")));
     worker.postMessage(request);
   });
 }
@@ -78,6 +80,7 @@ async function embed(picture) {
   } catch (error) {
     complain(`${picture.file.name}: ${error.message}.`);
     pictures.splice(pictures.indexOf(picture), 1);
+    URL.revokeObjectURL(picture.tile.querySelector("img").src);
     picture.tile.parentElement.remove();
     if (query === picture) query = undefined;
   }
@@ -156,6 +159,7 @@ function save() {
   const content = JSON.stringify({ model: folder, graph: loaded.dataset.file, images });
   const href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
   element("a", { href, download: "vectors.json" }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000); // the download has begun by then
 }
 
 /** States each graph's size, by its header alone, and takes the first that is there: int8 comes first. */

@@ -1,7 +1,7 @@
 """Image files to vectors by a model folder of mixsiam-hub, with numpy, Pillow and onnxruntime alone.
 
-    python embed.py FOLDER one.jpg two.png                        one line of JSON a file
-    python embed.py FOLDER photos/*.jpg --out vectors.npy         (N, D) float32
+    python embed.py FOLDER one.jpg two.png                        one line of JSON a file, also for one that fails
+    python embed.py FOLDER photos/*.jpg --out vectors.npy         (N, D) float32; stops at one that fails
 
 Photos are turned as their EXIF says, transparency is put on white, and of 16-bit grey the high byte is kept. Colour
 profiles are ignored, and of an animation only the first frame is read. HEIC files are not read.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Encoder:
         pixels = np.asarray(open_rgb(path))  # (height, width, 3) uint8
         pixel_values = self._prepare.run(["pixel_values"], {"image": pixels[None]})[0]
         vector = self._network.run(["pooler_output"], {"pixel_values": pixel_values})[0][0]
-        return vector / np.linalg.norm(vector)
+        return vector / (np.linalg.norm(vector) or 1)
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -60,12 +61,20 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="an .npy file; without it, lines of JSON are printed")
     arguments = parser.parse_args()
+    if not (arguments.folder / "onnx" / "preprocess.onnx").is_file():
+        parser.error(f"{arguments.folder} has no onnx/preprocess.onnx; give a model folder in the full form")
     encoder = Encoder(arguments.folder)
     if arguments.out:
         np.save(arguments.out, np.stack([encoder.embed(path) for path in arguments.images]))
         return
+    failed = False
     for path in arguments.images:
-        print(json.dumps({"file": str(path), "vector": encoder.embed(path).tolist()}))
+        try:
+            print(json.dumps({"file": str(path), "vector": encoder.embed(path).tolist()}))
+        except (OSError, ValueError) as error:
+            failed = True
+            print(json.dumps({"file": str(path), "error": str(error)}))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

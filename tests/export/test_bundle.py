@@ -141,7 +141,7 @@ def test_the_card_says_method_licence_and_figures(model_folder: Path, compact_fo
     card = (model_folder / "README.md").read_text(encoding="utf-8")
     assert "license: apache-2.0" in card.split("---\n")[1].splitlines()
     assert "arXiv 2111.02679" in card
-    assert "--data drawn samples" in card
+    assert "--data 'drawn samples'" in card
     assert "16 bits" in (compact_folder / "README.md").read_text(encoding="utf-8")
 
 

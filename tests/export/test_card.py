@@ -17,8 +17,9 @@ pytest.importorskip("onnx", reason="needs the extra export")
 from huggingface_hub import ModelCard
 
 from mixsiam_hub.config import Manifest, ModelConfig, Preprocessing
-from mixsiam_hub.export.card import render_card
+from mixsiam_hub.export.card import BUILTIN_CARD, render_card
 from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.training.config import load_recipe
 
 ROWS = {
     "raw pixels": {"knn20": 0.25, "knn200": 0.24, "linear": 0.3},
@@ -58,7 +59,7 @@ IMPORTED = {
 }
 
 
-def card(name: str = "pets", **changes: Any) -> str:
+def card(name: str | None = "pets", **changes: Any) -> str:
     return render_card(name, CONFIG, replace(MANIFEST, **changes))
 
 
@@ -93,8 +94,10 @@ def test_the_smaller_graphs_stand_with_what_they_were_measured_on() -> None:
     text = card(parity=PARITY | {"variants": {"fp16": plain, "int8": int8}})
     assert "| fp16 | 2.0 | 0.999100 | 0.980000 | 95.0 % | not measured |" in text
     assert "| int8, forced | 2.0 | 0.999100 | 0.980000 | 95.0 % | -1.00 |" in text
-    assert "fp16 on 900 images of pets. int8 on 900 images of pets, half classified by half: 41.0 % before" in text
-    assert "calibrated on 512, others." in text
+    assert "- fp16: 900 images of pets.\n" in text
+    assert "kNN (k = 20) of the fp32 graph 41.0 %, each half of them classified by the other" in text
+    assert "calibrated on 512 images, others of them." in text
+    assert "| fp16, left out |" in card(parity=PARITY | {"variants": {"fp16": plain | {"left_out": True}}})
     assert "${onnx}/model_quantized.onnx" in text
     assert "model_quantized" not in card()
 
@@ -102,13 +105,13 @@ def test_the_smaller_graphs_stand_with_what_they_were_measured_on() -> None:
 def test_what_is_not_known_is_said() -> None:
     text = card(quality={}, training={"recipe": {}})
     assert "Not measured" in text
-    assert "terms were not recorded" in text
+    assert "Trained on data that were not recorded. Terms: not recorded." in text
     assert "| wall time, s | not recorded |" in text
 
 
 def test_what_is_known_is_told() -> None:
     text = card()
-    assert "\nCC0.\n" in text
+    assert "Trained on pets::train. Terms: CC0." in text
     assert "| wall time, s | 77 |" in text
     assert "| commit of mixsiam-hub | not recorded |" in text
     assert "![" in text
@@ -133,9 +136,9 @@ def test_metadata_are_what_the_hub_reads() -> None:
     assert {result.dataset_name for result in data.eval_results} == {"pets::val"}
 
 
-def test_data_without_a_plain_name_is_no_dataset() -> None:
-    for data in ("", "my photos/*.jpg"):
-        assert metadata(card(training={"recipe": {"data": data}})).datasets is None
+def test_a_folder_of_photos_is_no_dataset_of_the_hub() -> None:
+    for data in ("", "my_photos", "photos/train.parquet"):
+        assert metadata(card(training={"recipe": {"name": "folder", "data": data}})).datasets is None
 
 
 def test_an_import_names_its_origin_and_no_training() -> None:
@@ -147,9 +150,41 @@ def test_an_import_names_its_origin_and_no_training() -> None:
     assert "self-supervised-learning" not in metadata(text).tags
 
 
-def test_a_run_that_went_on_from_a_hub_model_names_it() -> None:
-    assert metadata(card(training={"recipe": {"init": "lab/first"}})).base_model == "lab/first"
-    assert metadata(card(training={"recipe": {"init": "some-folder"}})).base_model is None
+def test_a_run_that_went_on_from_a_hub_model_names_it(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    for init, base in (("lab/first@v1", "lab/first"), (str(tmp_path / "lab"), None), ("", None)):
+        recipe = load_recipe("digits", [f'init="{init}"']).to_json()
+        assert metadata(card(training={"recipe": recipe})).base_model == base
+
+
+@pytest.mark.parametrize("name", [BUILTIN_CARD, "my pets", "lab/pets"])
+@pytest.mark.parametrize("weights", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [("mixsiam", MANIFEST.training), ("simsiam", MANIFEST.training), ("imported from lightly", IMPORTED)],
+)
+def test_every_kind_of_card_is_whole(name: str | None, weights: str, method: str, training: dict[str, Any]) -> None:
+    text = card(name, weights=weights, method=method, training=training, quality={})
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "card", "exec")
+    assert text.count("```") == 14
+    assert ("MixSiam" in text) is (method == "mixsiam")
+    assert ("BUILTIN" in text) is (name is BUILTIN_CARD)
+    assert ("compact form" in text) is (weights == "fp16")
+    assert "\n\n\n" not in text
+    if name == "my pets":
+        assert "mixsiam verify 'my pets'" in text
+
+
+def test_a_folder_that_happens_to_be_called_builtin_is_not_the_builtin() -> None:
+    text = card("builtin")
+    assert "demonstration encoder" not in text
+    assert 'ImageEncoder.from_pretrained("builtin")' in text
+
+
+def test_free_text_is_no_markup() -> None:
+    terms = "mine\n# Title <b>`code`"
+    assert "Terms: mine # Title &lt;b&gt;'code'." in card(training={"recipe": {"data_terms": terms}})
 
 
 def test_on_the_hub_every_example_names_the_repository() -> None:

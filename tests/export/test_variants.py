@@ -215,20 +215,26 @@ def test_a_bad_int8_graph_is_refused_by_its_figures_unless_forced(
     [(0.995, 0.97, False), (0.9949, 0.99, True), (0.999, 0.9699, True)],
 )
 def test_either_limit_refuses(
-    mean: float, worst: float, is_refused: bool, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mean: float,
+    worst: float,
+    is_refused: bool,
+    model_folder: Path,
+    blank: Calibration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     figures = {"images": 64, "mean_cosine": mean, "min_cosine": worst, "neighbour_agreement": 1.0}
     monkeypatch.setattr(variants, "compare", lambda full, small, labels: figures)
     folder = graph_alone(model_folder, tmp_path)
     if is_refused:
         with pytest.raises(ModelError, match=f"is {mean} on average and {worst} at worst"):
-            write_variants(folder, PRE)
+            write_variants(folder, PRE, blank)
     else:
-        assert write_variants(folder, PRE)["fp16"]["min_cosine"] == worst
-    assert (folder / FP16_ONNX_FILE).is_file() is not is_refused
+        assert write_variants(folder, PRE, blank)["int8"]["min_cosine"] == worst
+    assert (folder / INT8_ONNX_FILE).is_file() is not is_refused
 
 
-def test_an_fp16_graph_that_overflows_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_an_fp16_graph_that_overflows_is_left_out_unless_forced(model_folder: Path, tmp_path: Path) -> None:
     folder = graph_alone(model_folder, tmp_path)
     model = onnx.load(folder / FULL)
     for tensor in model.graph.initializer:
@@ -236,6 +242,9 @@ def test_an_fp16_graph_that_overflows_is_refused(model_folder: Path, tmp_path: P
             scaled = onnx.numpy_helper.to_array(tensor) * np.float32(1e5)
             tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
     onnx.save(model, folder / FULL)
-    with pytest.raises(ModelError, match=r"fp16 graph.*65504"):
-        write_variants(folder, PRE)
+    record = write_variants(folder, PRE)["fp16"]
+    assert record["left_out"] is True
+    assert record["min_cosine"] < 0.97
     assert files_of(folder) == {"onnx", FULL}
+    assert write_variants(folder, PRE, force=True)["fp16"]["forced"] is True
+    assert files_of(folder) == {"onnx", FULL, FP16_ONNX_FILE}
