@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from mixsiam_hub.hub import HUB_ID, HubRepo, connection_was_lost, hub_error
 from mixsiam_hub.known_answers import verify
 
 MAIN = "main"
+_PULL_REQUESTS = "refs/pr/"
 WAITS_S = (1.0, 5.0)
 """Pauses before the second and the third try after a lost connection."""
 
@@ -84,7 +85,7 @@ def plan_push(
         raise ArgumentError(f"tag is {tag!r} and create_pr is set; tag the commit once the pull request is merged")
     checked = verify(ModelFolder.open(folder)).folder
     with _explained(f"{repo}: the push could not be planned"):
-        HfApi().whoami()
+        _persistently(HfApi().whoami)
         remote = _persistently(lambda: _look(repo, revision or MAIN))
         keeps_card = CARD_FILE in remote.files and not overwrite_card
         files = [LocalFile.of(name, checked.path / name) for name in model_files(checked)]
@@ -101,6 +102,8 @@ def plan_push(
 def push(plan: PushPlan, message: str | None = None) -> Pushed:
     """Carries a plan out: one commit, pulled back into a fresh cache and replayed, then the tag.
 
+    What is there already is pulled back and replayed too: an earlier push may have found it wrong, or not seen it.
+
     Args:
         plan: From `plan_push`.
         message: The commit's; None names the encoder's fingerprint.
@@ -111,8 +114,7 @@ def push(plan: PushPlan, message: str | None = None) -> Pushed:
     with _explained(f"{plan.repo}: nothing was pushed"):
         plan = _prepared(plan)
         done = _persistently(lambda: _commit(plan, message or _message(plan)))
-    if done.is_new:
-        _check_pulled_back(plan, done)
+    _check_pulled_back(plan, done)
     if plan.tag and plan.remote.tags.get(plan.tag) != done.commit:
         with _explained(f"{plan.repo}@{done.commit} was pushed and checked, but not tagged {plan.tag}"):
             _tag(plan.repo, plan.tag, done.commit)
@@ -224,6 +226,8 @@ def _commit(plan: PushPlan, message: str) -> Pushed:
     """Sends the one commit. Safe to run twice: after a lost answer it looks whether the commit arrived."""
     if not plan.changes_something:
         return Pushed(str(plan.remote.commit), is_new=False)
+    if plan.create_pr and (ref := _holder(plan, [ref for ref in plan.remote.heads if ref.startswith(_PULL_REQUESTS)])):
+        return Pushed(plan.remote.heads[ref], False, ref)
     additions = [CommitOperationAdd(file.name, _payload(file)) for file in plan.changed]
     deletions = [CommitOperationDelete(name, is_folder=False) for name in plan.obsolete]
     try:
@@ -258,18 +262,22 @@ def _arrived(plan: PushPlan) -> Pushed | None:
     try:
         now = _persistently(lambda: _look(plan.repo, plan.branch))
         if plan.create_pr:
-            news = [ref for ref in now.heads if ref.startswith("refs/pr/") and ref not in plan.remote.heads]
+            news = [ref for ref in now.heads if ref.startswith(_PULL_REQUESTS) and ref not in plan.remote.heads]
         else:
             news = [plan.branch] if now.commit != plan.remote.commit else []
-        for ref in news:
-            if plan.is_in(_persistently(partial(_look, plan.repo, ref)).files):
-                return Pushed(now.heads[ref], True, ref if plan.create_pr else None)
+        if ref := _holder(plan, news):
+            return Pushed(now.heads[ref], True, ref if plan.create_pr else None)
     except Exception as error:
         failed = f"{plan.repo}: the connection was lost, and whether the commit arrived cannot be seen"
         advice = "then push again: what is there already makes no second commit"
         # From nothing: it must not look like a lost connection itself, after which the commit is tried again.
         raise HubError(f"{hub_error(error, failed)}; {advice}") from None
     return None
+
+
+def _holder(plan: PushPlan, refs: Iterable[str]) -> str | None:
+    """Returns the first of the refs whose commit holds what was planned."""
+    return next((ref for ref in refs if plan.is_in(_persistently(partial(_look, plan.repo, ref)).files)), None)
 
 
 def _message(plan: PushPlan) -> str:
@@ -314,6 +322,8 @@ def _compare(plan: PushPlan, repo: HubRepo) -> None:
 
 def _way_back(plan: PushPlan, done: Pushed) -> str:
     """Says how to undo a commit."""
+    if not done.is_new:
+        return "This push made no commit, it was there: go back to one before it, or repair the folder and push again."
     if done.pull_request:
         return f"Nobody sees it yet: close the pull request {done.pull_request} and push again."
     revision = "" if plan.branch == MAIN else f" --revision {plan.branch}"

@@ -275,8 +275,8 @@ def push(folder: Path, repo: str, message: str | None, dry_run: bool, **where: A
     if dry_run:
         return
     done = pushing.push(plan, message)
-    state = "pulled back, its known answers replayed" if done.is_new else "there already, no commit made"
-    click.echo(f"commit {done.commit}: {state}")
+    state = "" if done.is_new else "there already, no commit made; "
+    click.echo(f"commit {done.commit}: {state}pulled back, its known answers replayed")
     if done.pull_request:
         click.echo(f"pull request {done.pull_request}")
     click.echo(f'load it: ImageEncoder.from_pretrained("{repo}", revision="{done.commit}")')

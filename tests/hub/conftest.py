@@ -26,16 +26,16 @@ def _load_hub_server() -> None:
 _load_hub_server()
 
 
-@pytest.fixture
+@pytest.fixture(params=["xet", "lfs"])
 def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A fresh Hub, and the client signed in to it as Alice; by xet, or by LFS where the parameter is "lfs".
+    """A fresh Hub, and the client signed in to it as Alice: every test runs by xet and by LFS.
 
-    `@pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)` runs a test both ways.
+    `@pytest.mark.parametrize("hub", ["xet"], indirect=True)` runs one that is about one of them.
     """
     from hub_server import LocalHub, point_client_at
 
     running = LocalHub()
-    point_client_at(running, tmp_path / "hf_home", monkeypatch, use_xet=getattr(request, "param", "xet") == "xet")
+    point_client_at(running, tmp_path / "hf_home", monkeypatch, use_xet=request.param == "xet")
     yield running
     running.close()
 

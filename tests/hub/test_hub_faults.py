@@ -14,10 +14,9 @@ from huggingface_hub import errors as hf
 
 pytestmark = pytest.mark.hub
 
-both_ways = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
+by_xet = pytest.mark.parametrize("hub", ["xet"], indirect=True)
 
 
-@both_ways
 def test_a_second_writer_is_not_overwritten(hub: LocalHub) -> None:
     parent = push()
     hub.fault("commit", first(lambda: hub.add_commit(REPO, {"config.json": b"theirs"})))
@@ -54,6 +53,7 @@ def test_a_refused_push_leaves_nothing(hub: LocalHub, route: str) -> None:
     assert hub.read(REPO) == FILES
 
 
+@by_xet
 @pytest.mark.parametrize("route", ["xet-write-token", "xet-put-xorb", "xet-put-shard"])
 def test_a_push_refused_by_xet_leaves_nothing(hub: LocalHub, route: str) -> None:
     hub.fault(route, fail(403))
@@ -65,7 +65,6 @@ def test_a_push_refused_by_xet_leaves_nothing(hub: LocalHub, route: str) -> None
     assert hub.read(REPO) == FILES
 
 
-@both_ways
 @pytest.mark.parametrize(("fault", "landed"), [(cut(100), False), (fail(500), False), (lose_answer(), True)])
 def test_a_commit_without_an_answer_is_there_whole_or_not_at_all(hub: LocalHub, fault: Fault, landed: bool) -> None:
     hub.fault("commit", fault)
@@ -85,6 +84,7 @@ def test_a_token_revoked_in_the_middle_of_a_push(hub: LocalHub) -> None:
     assert hub.read(REPO) == {}
 
 
+@by_xet
 def test_a_xet_token_that_expires_too_early_ends_the_push(hub: LocalHub) -> None:
     hub.fault("xet-put-shard", first(hub.state.xet_tokens.clear))
     with pytest.raises(ConnectionError, match="401"):
@@ -94,6 +94,7 @@ def test_a_xet_token_that_expires_too_early_ends_the_push(hub: LocalHub) -> None
     assert hub.read(REPO) == FILES
 
 
+@by_xet
 def test_xet_tokens_that_do_not_last_are_renewed(hub: LocalHub) -> None:
     hub.state.xet_token_seconds = 5
     push()
@@ -111,6 +112,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(hub: LocalHub) -> None:
     assert [line.status for line in hub.requests("get-object")] == [200, 206]
 
 
+@by_xet
 def test_a_reconstruction_that_is_cut_is_repeated(hub: LocalHub) -> None:
     push()
     hub.fault("xet-get-xorb", cut(1_000))

@@ -15,13 +15,12 @@ from huggingface_hub import errors as hf
 
 pytestmark = pytest.mark.hub
 
-both_ways = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
+by_xet = pytest.mark.parametrize("hub", ["xet"], indirect=True)
 
 
 # One commit, and back
 
 
-@both_ways
 def test_one_commit_holds_every_file(hub: LocalHub) -> None:
     commit = push()
     assert hub.read(REPO) == FILES
@@ -39,6 +38,7 @@ def test_lfs_sends_no_token_to_storage(hub: LocalHub) -> None:
     assert {line.token for line in stored} == {None}
 
 
+@by_xet
 def test_xet_sends_no_hub_token_to_storage(hub: LocalHub) -> None:
     push()
     pull()
@@ -62,7 +62,6 @@ def test_what_came_by_lfs_reaches_a_client_with_xet(hub: LocalHub, monkeypatch: 
     assert pull() == FILES
 
 
-@both_ways
 def test_a_file_of_many_chunks(hub: LocalHub) -> None:
     half = np.random.default_rng(2).bytes(6_000_000)
     push({"model.safetensors": half + bytes(3_000_000) + half})
@@ -70,7 +69,6 @@ def test_a_file_of_many_chunks(hub: LocalHub) -> None:
     assert hub.read(REPO)["model.safetensors"][-6_000_000:] == half
 
 
-@both_ways
 def test_unchanged_files_make_no_commit(hub: LocalHub) -> None:
     assert push() == push()
     assert len(hub.history(REPO)) == 2
@@ -110,6 +108,7 @@ def test_a_cached_commit_is_not_asked_for_again(hub: LocalHub) -> None:
     assert hub.log == []
 
 
+@by_xet
 def test_looking_from_inside_leaves_no_trace(hub: LocalHub) -> None:
     push()
     hub.log.clear()
@@ -123,7 +122,6 @@ def test_looking_from_inside_leaves_no_trace(hub: LocalHub) -> None:
 # Refs
 
 
-@both_ways
 def test_branch_tag_and_pull_request(hub: LocalHub) -> None:
     main = push()
     HfApi().create_branch(REPO, branch="feat/x")
@@ -141,7 +139,6 @@ def test_branch_tag_and_pull_request(hub: LocalHub) -> None:
     assert [ref.ref for ref in refs.pull_requests] == ["refs/pr/1"]
 
 
-@both_ways
 def test_a_stranger_may_open_a_pull_request_and_no_more(hub: LocalHub) -> None:
     push()
     bob = HfApi(token=BOB)
@@ -245,7 +242,6 @@ def run_hf(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@both_ways
 def test_the_hf_command(hub: LocalHub, tmp_path: Path) -> None:
     run_hf("repos", "create", REPO, "--private")
     for path, content in FILES.items():

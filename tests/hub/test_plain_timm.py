@@ -30,7 +30,6 @@ from mixsiam_hub.training.checkpoint import TrainedEncoder
 
 pytestmark = pytest.mark.hub
 
-both_ways = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
 PICTURES = list(draw_samples(4).values())
 ASKED = ["config.json", "mixsiam.json", "model.safetensors"]
 
@@ -57,7 +56,6 @@ def asked_files(hub: LocalHub) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-@both_ways
 def test_a_plain_repository_is_pulled_and_run_by_torch(hub: LocalHub, files: dict[str, bytes], folder: Path) -> None:
     commit = push(files)
     encoder = ImageEncoder.from_pretrained(REPO)
@@ -124,7 +122,6 @@ def in_a_new_process(options: dict[str, Any], **environment: str) -> Any:
     return json.loads(done.stdout)
 
 
-@both_ways
 def test_the_cache_is_enough(hub: LocalHub, files: dict[str, bytes]) -> None:
     push(files)
     pulled = ImageEncoder.from_pretrained(REPO, threads=1)

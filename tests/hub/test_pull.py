@@ -24,7 +24,6 @@ from mixsiam_hub.samples import draw_samples
 
 pytestmark = pytest.mark.hub
 
-both_ways = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
 CONTENT_ROUTES = {"xet": "xet-get-xorb", "lfs": "get-object"}
 
 
@@ -80,7 +79,6 @@ def test_all_files_are_of_one_commit_whatever_is_pushed_meanwhile(hub: LocalHub,
     assert folder.file("known_answers/vectors.json").read_bytes() == files["known_answers/vectors.json"]
 
 
-@both_ways
 def test_a_pull_that_is_cut_goes_on(hub: LocalHub, files: dict[str, bytes], request: pytest.FixtureRequest) -> None:
     push(files)
     hub.fault(CONTENT_ROUTES[request.node.callspec.params["hub"]], cut(1_000))
@@ -145,7 +143,6 @@ def in_a_new_process(runs: list[tuple[list[str], dict[str, Any]]], **environment
     return list(json.loads(done.stdout))
 
 
-@both_ways
 def test_environment_and_cache_are_honoured(hub: LocalHub, compact_folder: Path, files: dict[str, bytes]) -> None:
     """HF_ENDPOINT, HF_HOME and HF_TOKEN, of a private repository; then its cache without a write; then no network."""
     push(files)
@@ -239,7 +236,6 @@ def test_offline_without_a_cache(hub: LocalHub, monkeypatch: pytest.MonkeyPatch)
     assert hub.log == []
 
 
-@both_ways
 @pytest.mark.parametrize(
     ("number", "message"), [(errno.ENOSPC, "disk is full: free some space"), (errno.EROFS, "cache cannot be written")]
 )

@@ -34,8 +34,6 @@ from mixsiam_hub.samples import draw_samples
 
 pytestmark = pytest.mark.hub
 
-both_ways = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
-
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -44,7 +42,6 @@ def run(*arguments: object) -> Result:
 # The whole way, with a real encoder
 
 
-@both_ways
 def test_what_is_pushed_gives_the_same_vectors(hub: LocalHub, compact_folder: Path, tmp_path: Path) -> None:
     result = run("push", compact_folder, REPO, "--message", "first")
     assert result.exit_code == 0, result.output
@@ -173,6 +170,13 @@ def test_the_hubs_own_check_of_the_card_counts(hub: LocalHub, small_folder: Path
 # Where it goes
 
 
+def test_the_same_pull_request_is_opened_once(hub: LocalHub, small_folder: Path) -> None:
+    hub.add_repo(REPO, {})
+    first_time, second_time = pushed(small_folder, create_pr=True), pushed(small_folder, create_pr=True)
+    assert (second_time.commit, second_time.pull_request) == (first_time.commit, "refs/pr/1")
+    assert (first_time.is_new, second_time.is_new) == (True, False)
+
+
 def test_a_private_repository(hub: LocalHub, small_folder: Path) -> None:
     pushed(small_folder, private=True)
     assert hub.state.repos[REPO].private
@@ -263,6 +267,10 @@ def test_known_answers_that_do_not_come_back_fail_the_command(
     assert result.exit_code == 1
     assert "does not come back as it was pushed: known answers below" in result.stderr
     assert "To go back: hf download" in result.stderr
+    again = run("push", small_folder, REPO, "--tag", "v1")
+    assert again.exit_code == 1
+    assert "it was there: go back to one before it" in again.stderr
+    assert hub.state.repos[REPO].tags == {}
 
 
 def test_pulling_back_gets_past_a_stumble(hub: LocalHub, small_folder: Path) -> None:
