@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import BOB, LocalHub, cut, fail
+from hub_server import ALICE, BOB, Fault, LocalHub, cut, fail, first, slow
 from hub_server.round_trip import REPO, contents, push
 
 from mixsiam_hub import ImageEncoder
@@ -79,21 +79,41 @@ def test_all_files_are_of_one_commit_whatever_is_pushed_meanwhile(hub: LocalHub,
     assert folder.file("known_answers/vectors.json").read_bytes() == files["known_answers/vectors.json"]
 
 
-def test_a_pull_that_is_cut_goes_on(hub: LocalHub, files: dict[str, bytes], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("fault", [cut(1_000), slow(1.0)], ids=["cut", "slow"])
+def test_a_pull_that_stumbles_goes_on(
+    hub: LocalHub, files: dict[str, bytes], request: pytest.FixtureRequest, fault: Fault
+) -> None:
     push(files)
-    hub.fault(CONTENT_ROUTES[request.node.callspec.params["hub"]], cut(1_000))
+    hub.fault(CONTENT_ROUTES[request.node.callspec.params["hub"]], fault)
     folder = resolve(REPO)
     assert folder.file(WEIGHTS_FILE).read_bytes() == files[WEIGHTS_FILE]
     assert hub.faults_waiting == {}
 
 
-@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
-def test_a_pull_that_failed_succeeds_when_repeated(hub: LocalHub, files: dict[str, bytes]) -> None:
-    hub.add_repo(REPO, files)
-    hub.fault("get-object", fail(403))
+REFUSALS = [
+    ("lfs", "get-object", fail(403), "token"),
+    ("lfs", "get-object", fail(503), "try again later"),
+    ("xet", "xet-read-token", fail(403), "token"),
+    ("xet", "xet-reconstruction", fail(403), "token"),
+    ("lfs", "resolve-head", "revoked", "revoked"),
+    ("xet", "xet-read-token", "revoked", "revoked"),
+]
+
+
+@pytest.mark.parametrize(("hub", "route", "fault", "reason"), REFUSALS, indirect=["hub"])
+def test_a_pull_that_was_refused_leaves_no_file_and_succeeds_when_repeated(
+    hub: LocalHub, files: dict[str, bytes], route: str, fault: Fault | str, reason: str
+) -> None:
+    push(files)
     folder = resolve(REPO)
-    with pytest.raises(HubError, match=rf"{WEIGHTS_FILE} could not be fetched: .*token"):
+    alice = hub.state.tokens[ALICE]
+    hub.fault(route, first(lambda: hub.revoke(ALICE)) if isinstance(fault, str) else fault, times=2)
+    with pytest.raises(HubError, match=rf"{WEIGHTS_FILE} could not be fetched: .*{reason}"):
         folder.file(WEIGHTS_FILE)
+    blobs = {path.read_bytes() for path in Path(os.environ["HF_HOME"]).glob("hub/*/blobs/*") if path.stat().st_size}
+    assert blobs <= {files["config.json"], files["mixsiam.json"]}
+    hub.end_faults()
+    hub.state.tokens[ALICE] = alice
     assert folder.file(WEIGHTS_FILE).read_bytes() == files[WEIGHTS_FILE]
 
 

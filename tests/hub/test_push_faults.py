@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import ALICE, ALICE_READ_ONLY, Fault, LocalHub, cut, fail, first, lose_answer
+from hub_server import ALICE, ALICE_READ_ONLY, Fault, LocalHub, cut, fail, first, lose_answer, slow
 from hub_server.round_trip import REPO
+from huggingface_hub.utils import _xet
 
 pytest.importorskip("torch", reason="needs the extra export")
 
@@ -37,8 +38,7 @@ def test_a_refusal_leaves_nothing_behind(hub: LocalHub, small_folder: Path, rout
     with pytest.raises(HubError, match=r"lab/encoder: (nothing was pushed|the push could not be planned): .*right"):
         pushed(small_folder)
     assert hub.read(REPO) == {"data.txt": b"theirs"}
-    while hub.faults_waiting:  # Not every refusal was tried three times.
-        hub._faults.take(route)
+    hub.end_faults()
     pushed(small_folder)
     assert hub.read(REPO) == {**expected(small_folder), "data.txt": b"theirs"}
     assert len(hub.history(REPO)) == 3
@@ -65,10 +65,14 @@ def test_a_token_that_is_none(
 
 
 def test_a_token_revoked_in_the_middle(hub: LocalHub, small_folder: Path) -> None:
+    alice = hub.state.tokens[ALICE]
     hub.fault("commit", first(lambda: hub.revoke(ALICE)))
     with pytest.raises(HubError, match=r"nothing was pushed: .*revoked"):
         pushed(small_folder)
     assert hub.read(REPO) == {}
+    hub.state.tokens[ALICE] = alice
+    assert pushed(small_folder).is_new
+    assert hub.read(REPO) == expected(small_folder)
 
 
 @pytest.mark.parametrize("hub", ["xet"], indirect=True)
@@ -84,13 +88,44 @@ def test_a_second_writer_is_not_overwritten(hub: LocalHub, small_folder: Path) -
     rewrite(small_folder, {"model.safetensors": noise(2), "model.onnx": noise(1)})
     hub.fault("commit", first(lambda: hub.add_commit(REPO, {"model.safetensors": b"theirs\0"})))
     with pytest.raises(HubError, match=r"nothing was pushed: somebody else committed meanwhile.*push again"):
-        pushed(small_folder)
+        pushed(small_folder, overwrite_card=True)
     assert hub.read(REPO)["model.safetensors"] == b"theirs\0"
     pushed(small_folder, overwrite_card=True)
     assert hub.read(REPO) == expected(small_folder)
 
 
 # Lost on the way
+
+UPLOADS = [*(("lfs", route) for route in ("lfs-batch", "put-object")), ("xet", "xet-put-xorb"), ("xet", "xet-put-shard")]
+
+
+@pytest.mark.parametrize("fault", [cut(1_000), fail(503), slow(1.0)], ids=["cut", "failed", "slow"])
+@pytest.mark.parametrize(("hub", "route"), UPLOADS, indirect=["hub"])
+def test_an_upload_that_stumbles_goes_on(hub: LocalHub, small_folder: Path, route: str, fault: Fault) -> None:
+    hub.fault(route, fault)
+    pushed(small_folder)
+    assert hub.faults_waiting == {}
+    assert hub.read(REPO) == expected(small_folder)
+    assert len(hub.history(REPO)) == 2
+
+
+@pytest.mark.parametrize(("hub", "route"), [("lfs", "put-object"), ("xet", "xet-put-shard")], indirect=["hub"])
+def test_an_upload_that_is_cut_every_time(
+    hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    # The client's own patience is of minutes; xet reads its from the environment, at the start of a session.
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+    hub.fault(route, cut(1_000), times=200)
+    with pytest.raises(HubError, match=r"lab/encoder: nothing was pushed: the Hub was not reached.*check the connection"):
+        pushed(small_folder)
+    assert hub.read(REPO) == {}
+    hub.end_faults()
+    pushed(small_folder)
+    assert hub.read(REPO) == expected(small_folder)
+    assert len(hub.history(REPO)) == 2
 
 
 @pytest.mark.parametrize("fault", [cut(100), fail(500), lose_answer()], ids=["cut", "failed", "unanswered"])

@@ -85,6 +85,11 @@ class Faults:
         with self._lock:
             return self._waiting[route].popleft() if self._waiting[route] else NO_FAULT
 
+    def clear(self) -> None:
+        """Empties all queues."""
+        with self._lock:
+            self._waiting.clear()
+
     @property
     def waiting(self) -> dict[str, int]:
         """Route -> number of faults that no request has met yet: a test asserts that it is empty."""

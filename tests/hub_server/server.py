@@ -60,6 +60,10 @@ class LocalHub:
         """Faults that no request has met: assert that it is empty, or the test has tested nothing."""
         return self._faults.waiting
 
+    def end_faults(self) -> None:
+        """Forgets the faults that no request has met: the trouble is over."""
+        self._faults.clear()
+
     def revoke(self, token: str) -> None:
         """Makes a token invalid, as if it had expired."""
         del self.state.tokens[token]
