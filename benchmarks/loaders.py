@@ -79,17 +79,17 @@ def loaders() -> list[Loader]:
     import in_javascript as js
     import in_python as py
 
-    def python(name: str, route: str, bar: float = 0.9999) -> Loader:
-        return Loader(name, "Python", getattr(py, route), py.missing(route), lambda: py.version(route), bar)
+    def python(name: str, route: str) -> Loader:
+        return Loader(name, "Python", getattr(py, route), py.missing(route), lambda: py.version(route), py.BARS[route])
 
-    def javascript(name: str, runtime: str, route: str, place: Path, package: str, bar: float = 0.9999) -> Loader:
+    def javascript(name: str, runtime: str, route: str, place: Path, package: str) -> Loader:
         def version() -> str:
             file = place / "node_modules" / package / "package.json"
             return str(json.loads(file.read_text(encoding="utf-8"))["version"])
 
-        return Loader(name, runtime, getattr(js, route), js.missing(route), version, bar)
+        return Loader(name, runtime, getattr(js, route), js.missing(route), version, js.BARS[route])
 
-    stock = ("transformers_js", js.SCRIPTS, "@huggingface/transformers", 0.99)
+    stock = ("transformers_js", js.SCRIPTS, "@huggingface/transformers")
     page = javascript("onnxruntime-web, the two graphs", "Chromium", "browser", js.PAGE, "onnxruntime-web")
     int8 = replace(page, name="onnxruntime-web, int8", run=partial(js.browser, graph="int8"), bar=MIN_COSINE)
     return [
@@ -100,7 +100,7 @@ def loaders() -> list[Loader]:
         python("onnxruntime, the two graphs", "onnxruntime_graphs"),
         python("OpenVINO, the two graphs", "openvino"),
         python("fastembed, on `onnx/`", "fastembed"),
-        python("fastembed, on the folder", "fastembed_root", 0.99),
+        python("fastembed, on the folder", "fastembed_root"),
         javascript("onnxruntime-node, the two graphs", "Node", "node", js.NODE_SAMPLE, "onnxruntime-node"),
         page,
         int8,

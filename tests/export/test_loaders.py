@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch", reason="needs the extra export")
 pytest.importorskip("skimage", reason="needs the extra dev")
 
 import in_python
-from in_python import SAMPLE, Vectors
+from in_python import BARS, SAMPLE, Vectors
 from odd_pictures import odd_pictures, readings
 
 from mixsiam_hub import ImageEncoder
@@ -25,8 +26,6 @@ from mixsiam_hub.processors import fastembed_json, preprocessor_json
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("timm", "transformers_auto", "transformers_pipeline", "onnxruntime_graphs")
-BARS = dict.fromkeys((*LIGHT, "sentence_transformers", "openvino", "fastembed"), 0.9999) | {"fastembed_root": 0.99}
-"""Loader -> the smallest cosine allowed. On the folder itself fastembed's crop is a pixel off for some odd sizes."""
 
 
 def vectors_of(loader: str, folder: Path, files: list[Path]) -> Vectors:
@@ -82,11 +81,24 @@ def test_the_compact_folder(loader: str, compact_folder: Path, pictures: list[Pa
     assert cosines(vectors_of(loader, compact_folder, pictures), expected).min() > 0.9999
 
 
+@pytest.mark.slow
+def test_sentence_transformers_gives_vectors_of_length_1(compact_folder: Path, pictures: list[Path]) -> None:
+    vectors = vectors_of("sentence_transformers", compact_folder, pictures)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+
+
 def test_transformers_gives_the_feature_map_too(model_folder: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra dev")
     model = transformers.AutoModel.from_pretrained(model_folder).eval()
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape == (1, 512, 2, 2)
+
+
+def test_the_sample_imports_numpy_pillow_and_onnxruntime_alone() -> None:
+    nodes = list(ast.walk(ast.parse(SAMPLE.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} - sys.stdlib_module_names == {"numpy", "PIL", "onnxruntime"}
 
 
 def test_the_sample_needs_neither_torch_nor_this_package(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from in_javascript import Vectors, missing
 
 from mixsiam_hub import ImageEncoder
 
+_missing = cache(missing)
 
-@pytest.fixture(scope="module", autouse=True)
-def tools(request: pytest.FixtureRequest) -> None:
-    """What the module's ROUTE needs is here."""
-    if reason := missing(request.module.ROUTE):
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Function) -> None:
+    """Asks for what the module's ROUTE needs, before any fixture exports a folder for it."""
+    if reason := _missing(item.module.ROUTE):
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 

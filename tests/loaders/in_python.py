@@ -1,5 +1,7 @@
 """The Python loaders of a model folder, each used as its own documentation does; files in, (N, D) float32 out.
 
+timm, transformers and sentence-transformers also take a Hub id, a string, in the folder's place.
+
 Files are opened by `Image.open(path).convert("RGB")`, as timm's own readers and most examples do, except where a loader
 takes paths itself: transformers' pipeline, fastembed and the sample in examples/python.
 """
@@ -38,6 +40,9 @@ PACKAGES = {
 }
 """Function below -> what it needs."""
 
+BARS = dict.fromkeys(PACKAGES, 0.9999) | {"fastembed_root": 0.99}
+"""Function below -> the smallest cosine allowed. On the folder itself fastembed's crop can be a pixel off."""
+
 
 def missing(loader: str) -> str | None:
     """Says what a loader lacks on this machine, and how to get it; None if nothing.
@@ -50,7 +55,7 @@ def missing(loader: str) -> str | None:
         return f"needs fastembed; set {FASTEMBED_PYTHON} to the Python of an environment with it"
     try:
         version(loader)
-    except (importlib.metadata.PackageNotFoundError, subprocess.SubprocessError):
+    except (importlib.metadata.PackageNotFoundError, subprocess.SubprocessError, OSError):
         return f"needs {package}; run: pip install {package}"
     return None
 
@@ -68,18 +73,19 @@ def version(loader: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def timm(folder: Path, files: Sequence[Path]) -> Vectors:
-    """A model by `local-dir:`, with the transform that its own config asks for."""
+def timm(folder: Path | str, files: Sequence[Path]) -> Vectors:
+    """A model by `local-dir:` or `hf-hub:`, with the transform that its own config asks for."""
     import timm
     import torch
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    source = "local-dir" if isinstance(folder, Path) else "hf-hub"
+    model = timm.create_model(f"{source}:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     with torch.inference_mode():
         return model(torch.stack([transform(image) for image in _opened(files)])).numpy()
 
 
-def transformers_auto(folder: Path, files: Sequence[Path]) -> Vectors:
+def transformers_auto(folder: Path | str, files: Sequence[Path]) -> Vectors:
     """AutoModel and AutoImageProcessor."""
     import torch
     from transformers import AutoImageProcessor, AutoModel
@@ -90,7 +96,7 @@ def transformers_auto(folder: Path, files: Sequence[Path]) -> Vectors:
         return model(**processor(_opened(files), return_tensors="pt")).pooler_output.numpy()
 
 
-def transformers_pipeline(folder: Path, files: Sequence[Path]) -> Vectors:
+def transformers_pipeline(folder: Path | str, files: Sequence[Path]) -> Vectors:
     """The pipeline `image-feature-extraction`, which opens the files itself."""
     from transformers import pipeline
 
@@ -98,7 +104,7 @@ def transformers_pipeline(folder: Path, files: Sequence[Path]) -> Vectors:
     return np.array(extract([str(path) for path in files], pool=True), np.float32)[:, 0]
 
 
-def sentence_transformers(folder: Path, files: Sequence[Path]) -> Vectors:
+def sentence_transformers(folder: Path | str, files: Sequence[Path]) -> Vectors:
     """SentenceTransformer on PIL images."""
     from sentence_transformers import SentenceTransformer
 
