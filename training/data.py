@@ -69,8 +69,8 @@ def open_images(spec: str) -> ImageSet:
     Args:
         spec: `digits`; a Parquet file, or a folder or glob of them; a folder of images, nested as you like. With
             `::train` or `::val` behind it, one part of a fixed split: nine tenths and the held-out tenth. In a folder
-            whose every image lies in a sub-folder the first sub-folder's name is the label; in Parquet the column
-            `label`.
+            whose every image lies in a sub-folder the first sub-folder's name is the label; in Parquet it is the
+            column `label`, if that holds a class from 0 on for every image (-1 stands for an unknown one).
 
     Raises:
         DataError: Nothing there, no images in it, no `image` column, or an unknown part.
@@ -168,7 +168,11 @@ def _parquet(name: str, paths: Sequence[Path]) -> ImageSet:
         except ImageError as error:
             raise ImageError(f"{name}: row {index}: {error}") from error
 
-    labels = table.column("label").to_numpy().astype(np.int64) if "label" in columns else None
+    labels = None
+    if "label" in columns:
+        found = table.column("label")
+        if pa.types.is_integer(found.type) and not found.null_count and (found.to_numpy() >= 0).all():
+            labels = found.to_numpy().astype(np.int64)
     return ImageSet(name, read, np.arange(len(table)), labels)
 
 

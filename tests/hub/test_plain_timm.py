@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hub_server import LocalHub, fail
-from hub_server.round_trip import REPO, contents, push
+from hub_server.round_trip import REPO, asked_files, contents, push
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 timm = pytest.importorskip("timm", reason="needs the extra dev")
@@ -48,12 +48,6 @@ def folder(trained_encoder: TrainedEncoder, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def files(folder: Path) -> dict[str, bytes]:
     return contents(str(folder))
-
-
-def asked_files(hub: LocalHub) -> list[str]:
-    """Names of the files that were asked for, in order, once each."""
-    paths = [line.path.partition("/resolve/")[2].partition("/")[2] for line in hub.requests("resolve-head")]
-    return list(dict.fromkeys(paths))
 
 
 def test_a_plain_repository_is_pulled_and_run_by_torch(hub: LocalHub, files: dict[str, bytes], folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hub_server import ALICE, BOB, Fault, LocalHub, cut, fail, first, slow
-from hub_server.round_trip import REPO, contents, push
+from hub_server.round_trip import REPO, asked_files, contents, push
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.config import INT8_ONNX_FILE, ONNX_FILE, WEIGHTS_FILE
@@ -31,12 +31,6 @@ CONTENT_ROUTES = {"xet": "xet-get-xorb", "lfs": "get-object"}
 def files(compact_folder: Path) -> dict[str, bytes]:
     """The files of a model folder, half the size of the full form."""
     return contents(str(compact_folder))
-
-
-def asked_files(hub: LocalHub) -> list[str]:
-    """Names of the files that were asked for, in order, once each."""
-    paths = [line.path.partition("/resolve/")[2].partition("/")[2] for line in hub.requests("resolve-head")]
-    return list(dict.fromkeys(paths))
 
 
 # What is fetched

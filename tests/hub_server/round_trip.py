@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 
+from .server import LocalHub
+
 REPO = "lab/encoder"
 FILES = {
     "README.md": b"---\nlicense: apache-2.0\nlibrary_name: timm\ntags: [test]\n---\n# Card\n",
@@ -41,3 +43,9 @@ def fetch(cache: Path, token: str | bool | None = None) -> bytes:
 def pull(revision: str | None = None) -> dict[str, bytes]:
     """What a snapshot of the repository holds."""
     return contents(snapshot_download(REPO, revision=revision))
+
+
+def asked_files(hub: LocalHub) -> list[str]:
+    """Names of the files that were asked for, in order, once each."""
+    paths = [line.path.partition("/resolve/")[2].partition("/")[2] for line in hub.requests("resolve-head")]
+    return list(dict.fromkeys(paths))

@@ -82,6 +82,14 @@ def test_parquet_struct_and_plain_bytes(tmp_path: Path, plain: bool) -> None:
     assert images.labels.tolist() == [i % 3 for i in range(12)]
 
 
+@pytest.mark.parametrize("labels", [[-1] * 12, [0] * 11 + [-1], [0] * 11 + [None], ["cat"] * 12])
+def test_parquet_whose_labels_are_not_all_known_classes_has_none(tmp_path: Path, labels: list[object]) -> None:
+    image = [encode(image) for image in draw_samples(12).values()]
+    pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "a.parquet")
+    images = open_images(str(tmp_path / "a.parquet"))
+    assert (len(images), images.labels) == (12, None)
+
+
 def test_folder_of_parquet_files_is_one_set(tmp_path: Path) -> None:
     for name in ("train-0.parquet", "train-1.parquet"):
         write_parquet(tmp_path / name, labels=False)
