@@ -37,6 +37,10 @@ class LocalFile:
         git_sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
         return cls(name, source, len(data), hashlib.sha256(data).hexdigest(), git_sha1.hexdigest())
 
+    def is_in(self, files: Mapping[str, str]) -> bool:
+        """Tells whether a commit with these files (path -> hash) holds this one."""
+        return files.get(self.name) in (self.sha256, self.git_sha1)
+
 
 @dataclass(frozen=True)
 class Remote:
@@ -72,7 +76,7 @@ class PushPlan:
         tag: Given to the commit once it has been checked; None for no tag.
         files: Everything that the commit must hold of the folder.
         left_out: Files in the folder that are no part of the model.
-        keeps_card: Whether the Hub's README.md stays.
+        keeps_card: Whether the Hub's README.md, another one, stays.
         remote: What is there.
     """
 
@@ -90,7 +94,7 @@ class PushPlan:
     @property
     def changed(self) -> tuple[LocalFile, ...]:
         """Files that the Hub does not hold, or holds otherwise."""
-        return tuple(file for file in self.files if not _holds(self.remote.files, file))
+        return tuple(file for file in self.files if not file.is_in(self.remote.files))
 
     @property
     def obsolete(self) -> tuple[str, ...]:
@@ -105,7 +109,7 @@ class PushPlan:
 
     def is_in(self, files: Mapping[str, str]) -> bool:
         """Tells whether a commit with these files (path -> hash) is the one that was planned."""
-        return all(_holds(files, file) for file in self.files) and not any(name in files for name in self.obsolete)
+        return all(file.is_in(files) for file in self.files) and not any(name in files for name in self.obsolete)
 
     def describe(self) -> str:
         """Returns the plan in lines for people."""
@@ -151,7 +155,3 @@ def other_files(folder: ModelFolder, pushed: Iterable[str]) -> tuple[str, ...]:
     paths = (path.relative_to(folder.path) for path in folder.path.rglob("*") if path.is_file())
     names = {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
     return tuple(sorted(names - set(pushed)))
-
-
-def _holds(files: Mapping[str, str], file: LocalFile) -> bool:
-    return files.get(file.name) in (file.sha256, file.git_sha1)

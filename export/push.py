@@ -87,10 +87,14 @@ def plan_push(
     with _explained(f"{repo}: the push could not be planned"):
         _persistently(HfApi().whoami)
         remote = _persistently(lambda: _look(repo, revision or MAIN))
-        keeps_card = CARD_FILE in remote.files and not overwrite_card
+        text = _card(checked, repo)
+        card = LocalFile.of(CARD_FILE, text.encode())
+        is_new_card = not card.is_in(remote.files)
+        keeps_card = is_new_card and CARD_FILE in remote.files and not overwrite_card
+        if is_new_card and not keeps_card:
+            _check_card(checked.path / CARD_FILE, text)
         files = [LocalFile.of(name, checked.path / name) for name in model_files(checked)]
-        if not keeps_card:
-            files.append(LocalFile.of(CARD_FILE, _card(checked, repo).encode()))
+        files += [] if keeps_card else [card]
     left_out = other_files(checked, [CARD_FILE, *(file.name for file in files)])
     plan = PushPlan(
         checked, repo, revision or MAIN, private, create_pr, tag, tuple(files), left_out, keeps_card, remote
@@ -160,15 +164,20 @@ def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozense
 
 
 def _card(folder: ModelFolder, repo: str) -> str:
-    """Returns README.md: rendered anew under the repository's name; as it is where somebody edited it.
-
-    Raises:
-        HubError: The Hub does not take its metadata.
-    """
+    """Returns README.md: rendered anew under the repository's name; as it is where somebody edited it."""
     path = folder.path / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not text or _is_as_rendered(text, folder):
         text = render_card(repo, folder.config, folder.manifest)
+    return text
+
+
+def _check_card(path: Path, text: str) -> None:
+    """Has the Hub read a card's metadata.
+
+    Raises:
+        HubError: It does not take them.
+    """
     try:
         card = ModelCard(text)
     except Exception as error:  # YAML's, or the client's for a field that is wrong.
@@ -177,7 +186,6 @@ def _card(folder: ModelFolder, repo: str) -> str:
         _persistently(card.validate)
     except ValueError as error:
         raise HubError(f"{path}: the Hub refuses its metadata: {error}; mend them and push again") from error
-    return text
 
 
 def _is_as_rendered(text: str, folder: ModelFolder) -> bool:

@@ -164,7 +164,7 @@ def write_sheet(path: Path, rows: Sequence[Neighbours]) -> None:
 
 
 def describe(folder: ModelFolder) -> dict[str, str]:
-    """Returns what a folder says about itself, by dotted name."""
+    """Returns what a folder says about itself, by dotted name; the entries of a list go by their place, from 0 on."""
     config, manifest = folder.config, folder.manifest
     facts: dict[str, Any] = {
         "path": folder.path,
@@ -185,10 +185,13 @@ def describe(folder: ModelFolder) -> dict[str, str]:
     return _flatten(facts)
 
 
-def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(facts: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in facts.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: str(value)}
+        if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            value = dict(enumerate(value))
+        key = f"{prefix}{name}"
+        flat |= _flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: str(value)}
     return flat
 
 

@@ -61,6 +61,7 @@ def test_what_is_pushed_gives_the_same_vectors(hub: LocalHub, compact_folder: Pa
     hub.log.clear()
     again = run("push", compact_folder, REPO)
     assert "nothing has changed: no commit" in again.stdout
+    assert re.search(r"same .*README\.md", again.stdout)
     assert len(hub.history(REPO)) == 2
     assert hub.requests("preupload", "commit", "put-object", "xet-put-xorb") == []
 

@@ -115,6 +115,13 @@ def test_info_prints_the_contract(model_folder: Path) -> None:
     assert facts["license"].strip() == "Apache-2.0"
 
 
+def test_info_prints_a_figure_a_line() -> None:
+    split = (line.partition("  ") for line in _run("info").stdout.splitlines())
+    facts = {name: value.strip() for name, _, value in split}
+    assert 0.5 < float(facts["quality.evaluations.0.rows.mixsiam.knn20"]) < 0.6
+    assert facts["parity.batch_sizes"] == "[1, 2, 3, 17]"
+
+
 def test_verify_prints_every_answer(model_folder: Path) -> None:
     result = _run("verify", model_folder)
     assert result.exit_code == 0, result.output
