@@ -171,6 +171,14 @@ def test_the_hubs_own_check_of_the_card_counts(hub: LocalHub, small_folder: Path
 # Where it goes
 
 
+def test_the_command_takes_a_branch_and_replaces_its_card(hub: LocalHub, small_folder: Path) -> None:
+    hub.add_repo(REPO, {"README.md": b"# Written by hand\n"})
+    result = run("push", small_folder, REPO, "--revision", "next", "--overwrite-card")
+    assert result.exit_code == 0, result.output
+    assert hub.read(REPO, "next") == expected(small_folder)
+    assert hub.read(REPO) == {"README.md": b"# Written by hand\n"}
+
+
 def test_the_same_pull_request_is_opened_once(hub: LocalHub, small_folder: Path) -> None:
     hub.add_repo(REPO, {})
     first_time, second_time = pushed(small_folder, create_pr=True), pushed(small_folder, create_pr=True)

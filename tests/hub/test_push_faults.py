@@ -44,6 +44,27 @@ def test_a_refusal_leaves_nothing_behind(hub: LocalHub, small_folder: Path, rout
     assert len(hub.history(REPO)) == 3
 
 
+@pytest.mark.parametrize(("route", "made"), [("create-repo", False), ("create-branch", True)])
+def test_a_place_that_may_not_be_made(hub: LocalHub, small_folder: Path, route: str, made: bool) -> None:
+    hub.fault(route, fail(403), times=3)
+    with pytest.raises(HubError, match=r"lab/encoder: nothing was pushed: .*right"):
+        pushed(small_folder, revision="next")
+    assert [list(repo.branches) for repo in hub.state.repos.values()] == ([["main"]] if made else [])
+    hub.end_faults()
+    pushed(small_folder, revision="next")
+    assert (hub.read(REPO), hub.read(REPO, "next")) == ({}, expected(small_folder))
+
+
+def test_a_tag_that_may_not_be_made(hub: LocalHub, small_folder: Path) -> None:
+    hub.fault("create-tag", fail(403), times=3)
+    with pytest.raises(HubError, match=r"was pushed and checked, but not tagged v1: .*right"):
+        pushed(small_folder, tag="v1")
+    assert (hub.read(REPO), hub.state.repos[REPO].tags) == (expected(small_folder), {})
+    hub.end_faults()
+    done = pushed(small_folder, tag="v1")
+    assert (done.is_new, hub.state.repos[REPO].tags) == (False, {"v1": done.commit})
+
+
 def test_a_token_that_may_not_write(hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", ALICE_READ_ONLY)
     with pytest.raises(HubError, match=r"nothing was pushed: .*the token may not"):
