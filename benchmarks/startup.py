@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mixsiam_hub.samples import draw_samples
@@ -57,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "one.jpg"
         next(iter(draw_samples(1).values())).save(image)
-        tasks: dict[str, Callable[[], float]] = {s: lambda s=s: import_seconds(s) for s in IMPORTS}  # type: ignore[misc]
+        tasks: dict[str, Callable[[], float]] = {s: partial(import_seconds, s) for s in IMPORTS}
         tasks["mixsiam embed one.jpg"] = lambda: command_seconds(image, arguments.model)
         seconds = measure(tasks, arguments.runs)
     base = statistics.median(seconds[BASELINE])

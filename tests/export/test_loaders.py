@@ -18,6 +18,7 @@ pytest.importorskip("skimage", reason="needs the extra dev")
 
 import in_python
 from in_python import BARS, SAMPLE, Vectors
+from needs import need
 from odd_pictures import odd_pictures, readings
 
 from mixsiam_hub import ImageEncoder
@@ -30,8 +31,7 @@ LIGHT = ("timm", "transformers_auto", "transformers_pipeline", "onnxruntime_grap
 
 def vectors_of(loader: str, folder: Path, files: list[Path]) -> Vectors:
     """Runs a loader; where it is missing, skips, and in CI fails."""
-    if reason := in_python.missing(loader):
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    need(in_python.missing(loader))
     return getattr(in_python, loader)(folder, files)
 
 

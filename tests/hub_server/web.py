@@ -167,7 +167,7 @@ class Origin(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """Prints a handler's failure, but not that a client hung up, which faults make clients do."""
         if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+            super().handle_error(request, client_address)
 
     def close(self) -> None:
         """Stops serving and frees the port."""

@@ -1,15 +1,15 @@
-"""Every mode and container becomes the right upright RGB pixels; every bad image an ImageError that names it."""
+"""Every mode and container becomes the right upright RGB pixels."""
 
 from __future__ import annotations
 
 import io
 import struct
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoding import encoded, photo
 from PIL import Image, ImageOps
 
 from mixsiam_hub import images
@@ -17,19 +17,6 @@ from mixsiam_hub.errors import ImageError
 from mixsiam_hub.images import is_image_path, load_image
 
 ORIENTATION = 0x0112
-
-
-def photo(width: int = 37, height: int = 23) -> Image.Image:
-    """A smooth picture without any symmetry: JPEG keeps it nearly exactly."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    planes = [x / width * 255, y / height * 255, (x + 2 * y) / (width + 2 * height) * 255]
-    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pixel(source: images.ImageSource) -> tuple[int, ...]:
@@ -77,31 +64,6 @@ def test_arrays_of_each_shape() -> None:
     assert np.asarray(load_image(rgba)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
     strided = np.asarray(photo())[::-2, ::3]
     np.testing.assert_array_equal(np.asarray(load_image(strided)), strided)
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4), bool),
-        np.zeros((4, 4, 1), np.uint8),
-        np.zeros((3, 4, 5), np.uint8),
-        np.zeros((2, 4, 4, 3), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        np.zeros(4, np.uint8),
-    ],
-    ids=lambda a: f"{a.dtype}{a.shape}",
-)
-def test_another_array_is_refused_with_what_is_allowed(array: np.ndarray) -> None:
-    with pytest.raises(ImageError, match=r"image from an array: .*must be uint8 of shape \(H, W\), \(H, W, 3\) or"):
-        load_image(array)
-
-
-def test_another_type_is_refused() -> None:
-    with pytest.raises(ImageError, match="it is a int; an image must be a path, bytes"):
-        load_image(5)  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="mode 'rb'"):
-        load_image(io.StringIO("text"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -188,12 +150,6 @@ def test_a_transparent_grey_of_16_bits_is_white() -> None:
     assert np.asarray(load_image(encoded(image, transparency=1000)))[0, :, 0].tolist() == [255, 40000 >> 8]
 
 
-@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
-def test_modes_without_a_fixed_range_are_refused(mode: str) -> None:
-    with pytest.raises(ImageError, match=f"mode {mode} has no fixed range.*convert it"):
-        load_image(Image.new(mode, (3, 3)))
-
-
 def test_cmyk_jpeg_is_near_its_rgb() -> None:
     image = photo()
     loaded = np.asarray(load_image(encoded(image.convert("CMYK"), "JPEG", quality=95))).astype(int)
@@ -213,11 +169,6 @@ def test_tiny_images(size: tuple[int, int], kind: str) -> None:
     loaded = load_image(encoded(Image.new("RGB", size, "red"), kind))
     assert loaded.size == size
     assert loaded.getpixel((0, 0))[0] > 245
-
-
-def test_no_pixels_at_all() -> None:
-    with pytest.raises(ImageError, match="PIL image: it has no pixels: 0x5"):
-        load_image(Image.new("RGB", (0, 5)))
 
 
 def turned(image: Image.Image, orientation: int) -> np.ndarray:
@@ -276,76 +227,6 @@ def test_broken_exif_does_not_cost_the_image(exif: bytes) -> None:
     assert load_image(encoded(photo(), "JPEG", exif=exif)).size == photo().size
 
 
-def test_max_pixels_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "wide.png"
-    Image.new("RGB", (101, 10)).save(path)
-    assert load_image(path, max_pixels=1010).size == (101, 10)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match=r"wide\.png: 101x10 is 1010 pixels and max_pixels is 1009"):
-        load_image(path, max_pixels=1009)
-
-
-@pytest.mark.filterwarnings("error")
-def test_pillows_own_limits_become_image_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(Image.new("RGB", (20, 10)))
-    for limit in (150, 50):  # Pillow warns above its limit and raises above twice that
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ImageError, match=r"image from bytes: .*PIL\.Image\.MAX_IMAGE_PIXELS"):
-            load_image(data)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-@pytest.mark.parametrize("keep", [0.3, 0.8])
-def test_truncated_files(kind: str, keep: float, tmp_path: Path) -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
-    data = encoded(noise, kind)
-    path = tmp_path / "cut.img"
-    path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(ImageError, match=r"cut\.img: (cannot be decoded: |is not an image)"):
-        load_image(path)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_corrupt_bytes_raise_image_errors_or_nothing() -> None:
-    rng = np.random.default_rng(0)
-    failures = 0
-    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
-        data = np.frombuffer(encoded(photo(), kind), np.uint8)
-        for _ in range(40):
-            damaged = data.copy()
-            damaged[rng.integers(0, len(damaged), 8)] = rng.integers(0, 256, 8)
-            try:
-                load_image(damaged.tobytes(), max_pixels=10**6)
-            except ImageError:
-                failures += 1
-    assert failures > 20
-
-
-def test_files_that_are_no_images(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "notes.png").write_text("not an image at all")
-    for name, reason in [
-        ("empty.png", "the file is empty"),
-        ("notes.png", "is not an image that Pillow can read"),
-        ("absent.png", "no such file"),
-    ]:
-        with pytest.raises(ImageError, match=f"{name}: {reason}"):
-            load_image(tmp_path / name)
-    with pytest.raises(ImageError, match=f"{tmp_path.name}: is a folder"):
-        load_image(tmp_path)
-    with pytest.raises(ImageError, match="image from bytes: the file is empty"):
-        load_image(b"")
-
-
-def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k not in ("HEIF", "HEIC")})
-    monkeypatch.setattr(Image, "ID", [k for k in Image.ID if k not in ("HEIF", "HEIC")])
-    images._register_heif.cache_clear()
-    with pytest.raises(ImageError, match=r"image from bytes: .*pip install 'mixsiam-hub\[heic\]'"):
-        load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-
-
 def test_heic_opens_with_its_package() -> None:
     heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
     buffer = io.BytesIO()
@@ -395,10 +276,3 @@ def test_threads_may_share_sources(tmp_path: Path) -> None:
 def test_suffixes() -> None:
     assert all(map(is_image_path, ["a.jpg", "b.JPEG", Path("x/y.TiFF"), "c.heic"]))
     assert not any(map(is_image_path, ["a.txt", "jpg", ".jpg", "a.jpg.zip", "a."]))
-
-
-def test_eps_is_never_run() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "EPS")
-    with pytest.raises(ImageError, match="EPS is a program"):
-        load_image(buffer.getvalue())

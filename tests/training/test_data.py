@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoding import encoded
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pa = pytest.importorskip("pyarrow", reason="needs the extra train")
@@ -40,18 +40,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def encode(image: object, format: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format)
-    return buffer.getvalue()
+LABELS = [i % 3 for i in range(12)]
 
 
-def write_parquet(path: Path, *, labels: bool = True, plain: bool = False) -> list[bytes]:
-    encoded = [encode(image) for image in draw_samples(12).values()]
-    image = encoded if plain else [{"bytes": b, "path": None} for b in encoded]
-    columns = {"image": image} | ({"label": [i % 3 for i in range(12)]} if labels else {})
+def write_parquet(path: Path, *, labels: list[object] | None, plain: bool = False) -> None:
+    files = [encoded(image) for image in draw_samples(12).values()]
+    image = files if plain else [{"bytes": file, "path": None} for file in files]
+    columns = {"image": image} | ({"label": labels} if labels else {})
     pq.write_table(pa.table(columns), path, row_group_size=5)
-    return encoded
 
 
 def batches(data: str | Path, workers: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
@@ -74,25 +70,24 @@ def test_flat_folder_has_no_labels(folder: Path) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_parquet_struct_and_plain_bytes(tmp_path: Path, plain: bool) -> None:
-    write_parquet(tmp_path / "a.parquet", plain=plain)
+    write_parquet(tmp_path / "a.parquet", labels=LABELS, plain=plain)
     images = open_images(str(tmp_path / "a.parquet"))
     expected = [np.asarray(image) for image in draw_samples(12).values()]
     assert all(np.array_equal(np.asarray(images[i]), expected[i]) for i in range(12))
     assert images.labels is not None
-    assert images.labels.tolist() == [i % 3 for i in range(12)]
+    assert images.labels.tolist() == LABELS
 
 
 @pytest.mark.parametrize("labels", [[-1] * 12, [0] * 11 + [-1], [0] * 11 + [None], ["cat"] * 12])
 def test_parquet_whose_labels_are_not_all_known_classes_has_none(tmp_path: Path, labels: list[object]) -> None:
-    image = [encode(image) for image in draw_samples(12).values()]
-    pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", labels=labels)
     images = open_images(str(tmp_path / "a.parquet"))
     assert (len(images), images.labels) == (12, None)
 
 
 def test_folder_of_parquet_files_is_one_set(tmp_path: Path) -> None:
     for name in ("train-0.parquet", "train-1.parquet"):
-        write_parquet(tmp_path / name, labels=False)
+        write_parquet(tmp_path / name, labels=None)
     assert len(open_images(str(tmp_path))) == 24
     assert len(open_images(str(tmp_path / "train-*.parquet"))) == 24
     assert open_images(str(tmp_path)).labels is None

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from needs import need
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("torchvision", reason="needs the extra train")
@@ -14,8 +15,9 @@ pytest.importorskip("torchvision", reason="needs the extra train")
 from mixsiam_hub.training.provenance import provenance, source_commit
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_the_tree_which_tracks_the_file(tmp_path: Path) -> None:
+    need(None if shutil.which("git") else "needs git")
+
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
         return subprocess.run(

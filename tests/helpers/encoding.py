@@ -1,0 +1,22 @@
+"""Images as the bytes of a file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def photo(width: int = 37, height: int = 23) -> Image.Image:
+    """A smooth picture without any symmetry: JPEG keeps it nearly exactly."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    planes = [x / width * 255, y / height * 255, (x + 2 * y) / (width + 2 * height) * 255]
+    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The image as a file of a kind that Pillow writes; options are its plugin's."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

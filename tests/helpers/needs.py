@@ -1,0 +1,20 @@
+"""What a test needs of its machine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def need(missing: str | None) -> None:
+    """Skips the test where something is missing; in CI, which must have everything, fails it.
+
+    Args:
+        missing: What is missing and the command that brings it; None if nothing is.
+    """
+    if missing is None:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
