@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 
 BASELINE = "import numpy, PIL.Image"
 IMPORTS = (BASELINE, "import mixsiam_hub", "from mixsiam_hub import ImageEncoder")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mixsiam_hub.config import Preprocessing
-from mixsiam_hub.export.verify import run
-from mixsiam_hub.images import load_image
-from mixsiam_hub.known_answers import ANSWERS, ANSWERS_FILE
-from mixsiam_hub.preprocess import preprocess
-from mixsiam_hub.resnet import Backbone
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.export.parity import run
+from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.preprocess import preprocess
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.files import ANSWERS, ANSWERS_FILE
 
 COUNT = 10
 MIN_COSINE = 0.9999

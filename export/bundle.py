@@ -12,40 +12,41 @@ from typing import Any
 
 import numpy as np
 
-from mixsiam_hub.config import (
-    COMPACT_ONNX_FILE,
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    ONNX_FILE,
-    WEIGHTS_FILE,
-    Manifest,
-    fingerprint,
-    sha256_file,
-)
 from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.answers import write_answers
-from mixsiam_hub.export.card import BUILTIN_CARD, CARD_FILE, ROUNDING, render_card
-from mixsiam_hub.export.pictures import SHEET_PICTURE, write_sheet
-from mixsiam_hub.export.preprocess_graph import PREPROCESS_FILE, preprocess_graph
+from mixsiam_hub.export.card import BUILTIN_CARD, ROUNDING, render_card
+from mixsiam_hub.export.parity import measure_parity, min_cosine, run
+from mixsiam_hub.export.pictures import write_sheet
+from mixsiam_hub.export.preprocess_graph import preprocess_graph
 from mixsiam_hub.export.sentence_files import sentence_transformers_files
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
 from mixsiam_hub.export.variants import Calibration, write_variants
-from mixsiam_hub.export.verify import measure_parity, min_cosine, run
 from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_weights
-from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.hub import BUILTIN
-from mixsiam_hub.known_answers import ANSWERS, verify_folder
-from mixsiam_hub.preprocess import preprocess
-from mixsiam_hub.processors import (
+from mixsiam_hub.images.preprocess import preprocess
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.files import (
+    ANSWERS,
+    CARD_FILE,
+    COMPACT_ONNX_FILE,
+    CONFIG_FILE,
     FASTEMBED_FILE,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    PREPROCESS_FILE,
     PREPROCESSOR_FILE,
     PROCESSOR_FILE,
-    fastembed_json,
-    preprocessor_json,
-    processor_json,
+    REPORT_PICTURE,
+    SHEET_PICTURE,
+    WEIGHTS_FILE,
 )
-from mixsiam_hub.samples import draw_samples
-from mixsiam_hub.training.checkpoint import REPORT_PICTURE, TrainedEncoder
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.hub import BUILTIN
+from mixsiam_hub.model.known_answers import verify_folder
+from mixsiam_hub.model.manifest import Manifest
+from mixsiam_hub.model.processors import fastembed_json, preprocessor_json, processor_json
+from mixsiam_hub.model.tensors import fingerprint
+from mixsiam_hub.training.checkpoint import TrainedEncoder
+from mixsiam_hub.untrusted import sha256_file
 
 _ROUNDING_SAMPLES = 16
 

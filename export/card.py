@@ -15,13 +15,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mixsiam_hub.config import Manifest, ModelConfig
-from mixsiam_hub.export.pictures import SHEET_COUNT, SHEET_PICTURE
-from mixsiam_hub.export.verify import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_COSINE
-from mixsiam_hub.hub import HUB_ID
-from mixsiam_hub.training.checkpoint import REPORT_PICTURE
+from mixsiam_hub.export.parity import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_COSINE
+from mixsiam_hub.export.pictures import SHEET_COUNT
+from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
+from mixsiam_hub.model.hub import HUB_ID
+from mixsiam_hub.model.manifest import Manifest
 
-CARD_FILE = "README.md"
 BUILTIN_CARD = None
 """Name of the encoder inside the package, which no folder can have."""
 ROUNDING = "fp16_rounding_min_cosine"
@@ -113,7 +113,7 @@ def _places(name: str | None, is_compact: bool) -> dict[str, Any]:
             "verify": "mixsiam verify",
             "place": "str(BUILTIN)",
             "timm_id": 'f"local-dir:{BUILTIN}"',
-            "builtin_import": "from mixsiam_hub.hub import BUILTIN\n",
+            "builtin_import": "from mixsiam_hub import BUILTIN\n",
             "source": "PATH",
         }
     return places | {

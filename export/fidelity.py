@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.neighbours import nearest
 from mixsiam_hub.training.knn import knn_accuracy
+from mixsiam_hub.vectors.search import nearest_others
 
 _K = 20
 
@@ -53,8 +53,7 @@ def _units(vectors: Floats) -> NDArray[np.float64]:
 
 
 def _nearest_other(units: Floats) -> Labels:
-    first, second = nearest(units, units, 2)[0].T
-    others: Labels = np.where(first == np.arange(len(units)), second, first)
+    others: Labels = nearest_others(units, range(len(units)), 1)[0][:, 0]
     return others
 
 

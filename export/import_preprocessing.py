@@ -8,8 +8,10 @@ from typing import Any
 
 from torchvision.models import get_model_weights
 
-from mixsiam_hub.config import CONFIG_FILE, ModelConfig, read_json
 from mixsiam_hub.errors import ArgumentError, ModelError
+from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.files import CONFIG_FILE
+from mixsiam_hub.untrusted import read_json
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mixsiam_hub.config import WEIGHTS_FILE, ModelConfig, sha256_file
+from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.import_preprocessing import Given, choose_config
 from mixsiam_hub.export.layouts import refuse_missing, refuse_unknown, split
-from mixsiam_hub.hub import HUB_ID
-from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.files import WEIGHTS_FILE
+from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.training.checkpoint import TrainedEncoder
+from mixsiam_hub.untrusted import sha256_file
 
 Tensors = dict[str, torch.Tensor]
 

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mixsiam_hub.config import Preprocessing
-from mixsiam_hub.export.verify import run
-from mixsiam_hub.neighbours import nearest
-from mixsiam_hub.preprocess import preprocess
-from mixsiam_hub.resnet import Backbone
-from mixsiam_hub.samples import draw_samples
-from mixsiam_hub.sheet import Tile, contact_sheet
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.export.parity import run
+from mixsiam_hub.images.preprocess import preprocess
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
+from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.vectors.search import nearest_others
 
-SHEET_PICTURE = "neighbours.png"
 SHEET_COUNT = 64
 _QUERIES = range(3, SHEET_COUNT, 13)  # Five, of five families.
 _NEIGHBOURS = 5
@@ -33,10 +32,9 @@ def write_sheet(backbone: Backbone, pre: Preprocessing, path: Path) -> None:
     samples = draw_samples(SHEET_COUNT)
     names = list(samples)
     vectors = run(backbone, np.stack([preprocess(image, pre) for image in samples.values()]))[0]
-    indices, cosines = nearest(vectors[list(_QUERIES)], vectors, _NEIGHBOURS + 1)
+    indices, cosines = nearest_others(vectors, _QUERIES, _NEIGHBOURS)
     rows = []
     for query, found, values in zip(_QUERIES, indices.tolist(), cosines.tolist(), strict=True):
-        others = [(i, cosine) for i, cosine in zip(found, values, strict=True) if i != query][:_NEIGHBOURS]
-        tiles = [Tile(samples[names[i]], names[i], cosine) for i, cosine in others]
+        tiles = [Tile(samples[names[i]], names[i], cosine) for i, cosine in zip(found, values, strict=True)]
         rows.append([Tile(samples[names[query]], names[query]), *tiles])
-    contact_sheet(rows, tile_px=96).save(path, optimize=True)
+    write_png(path, contact_sheet(rows, tile_px=96))

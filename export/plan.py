@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixsiam_hub.config import CONFIG_FILE, MANIFEST_FILE
-from mixsiam_hub.export.card import CARD_FILE
-from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.model.files import CARD_FILE, CONFIG_FILE, MANIFEST_FILE
+from mixsiam_hub.model.folder import ModelFolder
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ import onnx
 import onnxscript.optimizer
 from onnxscript import FLOAT, UINT8, opset18, script
 
-from mixsiam_hub.config import Preprocessing
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.model.config import Preprocessing
 
 op: Any = opset18
-PREPROCESS_FILE = "onnx/preprocess.onnx"
 
 _FLOAT, _DOUBLE, _INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
 _PI = onnx.helper.make_tensor("pi", _DOUBLE, [], [math.pi])
@@ -66,7 +65,7 @@ def preprocess_graph(pre: Preprocessing) -> onnx.ModelProto:
 
     Returns:
         A graph from image, (1, H, W, 3) uint8 RGB with H and W free, to pixel_values, (1, 3, S, S) float32 normalised,
-        within one grey level of `mixsiam_hub.preprocess.preprocess`, and equal to it in onnxruntime.
+        within one grey level of `mixsiam_hub.images.preprocess.preprocess`, and equal to it in onnxruntime.
 
     Raises:
         ModelError: Another interpolation.

@@ -21,13 +21,15 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub import errors as client_errors
 
 from mixsiam_hub import __version__
-from mixsiam_hub.config import MANIFEST_FILE, Manifest, read_json, sha256_file
 from mixsiam_hub.errors import ArgumentError, HubError, ModelError
-from mixsiam_hub.export.card import CARD_FILE, render_card
+from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
-from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.hub import HUB_ID, HubRepo, connection_was_lost, hub_error
-from mixsiam_hub.known_answers import verify
+from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error
+from mixsiam_hub.model.known_answers import verify
+from mixsiam_hub.model.manifest import Manifest
+from mixsiam_hub.untrusted import read_json, sha256_file
 
 MAIN = "main"
 _PULL_REQUESTS = "refs/pr/"

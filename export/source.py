@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixsiam_hub.config import CONFIG_FILE
+from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError, ModelError
-from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.hub import resolve
-from mixsiam_hub.torch_backend import load_backbone
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, REPORT_PICTURE, TrainedEncoder, load_encoder
+from mixsiam_hub.model.files import CONFIG_FILE, REPORT_PICTURE
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.hub import resolve
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, TrainedEncoder, load_encoder
 
 
 def open_encoder(source: str) -> TrainedEncoder:

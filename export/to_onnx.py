@@ -9,10 +9,10 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
-from mixsiam_hub.config import WEIGHTS_FILE
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.onnx import FEATURE_MAP, INPUT, POOLED
 from mixsiam_hub.export.weights import Span
-from mixsiam_hub.onnx_backend import FEATURE_MAP, INPUT, POOLED
-from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.model.files import WEIGHTS_FILE
 
 
 class _PooledAndMap(nn.Module):

@@ -13,16 +13,17 @@ import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mixsiam_hub.config import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE, Preprocessing
+from mixsiam_hub.backends.onnx import INPUT, POOLED
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, ImageError, ModelError
 from mixsiam_hub.export.fidelity import Floats, Labels, compare
 from mixsiam_hub.export.quantise import write_fp16, write_int8
-from mixsiam_hub.onnx_backend import INPUT, POOLED
-from mixsiam_hub.preprocess import normalise, resize_and_crop
-from mixsiam_hub.samples import draw_samples
-from mixsiam_hub.training.config import data_name
+from mixsiam_hub.images.preprocess import normalise, resize_and_crop
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE
 from mixsiam_hub.training.data import ImageSet, open_images
+from mixsiam_hub.training.recipe import data_name
 
 MIN_CALIBRATION, MAX_CALIBRATION = 200, 512
 MIN_MEASURED, MAX_MEASURED = 100, 2000

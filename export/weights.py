@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.backends.backbone import Backbone
 
 
 @dataclass(frozen=True)

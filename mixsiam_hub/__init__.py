@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "Embeddings", "ImageEncoder", "ImageError", "MixsiamError", "__version__"]
+__all__ = ["BUILTIN", "Batch", "ImageEncoder", "ImageError", "MixsiamError", "__version__"]
 
 if TYPE_CHECKING:
-    from mixsiam_hub.embeddings import Batch, Embeddings
-    from mixsiam_hub.encoder import ImageEncoder
+    from mixsiam_hub.encoder import Batch, ImageEncoder
     from mixsiam_hub.errors import ImageError, MixsiamError
+    from mixsiam_hub.model.hub import BUILTIN
 
 _HOMES = {
-    "Batch": "embeddings",
-    "Embeddings": "embeddings",
+    "BUILTIN": "model.hub",
+    "Batch": "encoder",
     "ImageEncoder": "encoder",
     "ImageError": "errors",
     "MixsiamError": "errors",

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub import backend as backends
-from mixsiam_hub import hub
+from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.cpus import available_cpus
-from mixsiam_hub.decoding import DecodedBatch, as_iterable, decode_batches
-from mixsiam_hub.embeddings import Batch, Embeddings
-from mixsiam_hub.errors import ArgumentError
-from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.images import ImageSource
-from mixsiam_hub.preprocess import normalise
+from mixsiam_hub.errors import ArgumentError, ImageError
+from mixsiam_hub.images.load import ImageSource
+from mixsiam_hub.images.preprocess import normalise
+from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches
+from mixsiam_hub.model import hub
+from mixsiam_hub.model.folder import ModelFolder
 
 if TYPE_CHECKING:
-    from mixsiam_hub.resnet import Backbone
+    from mixsiam_hub.backends.backbone import Backbone
 
 OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Vectors of consecutive images of a stream.
+
+    Attributes:
+        indices: (n,) int64, which images these are, counted from 0 over the whole stream. Bad ones are left out.
+        vectors: (n, D) float32.
+        errors: Index of each bad image -> what is wrong with it; empty unless on_error is `skip`.
+    """
+
+    indices: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    errors: dict[int, ImageError] = field(default_factory=dict)
 
 
 class ImageEncoder:
@@ -93,7 +108,8 @@ class ImageEncoder:
         batch_size: int = 32,
         normalize: bool = True,
         on_error: OnError = "raise",
-    ) -> Embeddings:
+        errors: dict[int, ImageError] | None = None,
+    ) -> NDArray[np.float32]:
         """Embeds one image or many, mixed freely.
 
         Args:
@@ -102,7 +118,8 @@ class ImageEncoder:
                 always one image.
             batch_size: Images for one run of the network.
             normalize: Scale vectors to length 1, so that a dot product is the cosine; a zero vector stays zero.
-            on_error: `raise` stops at the first bad image; `skip` makes its row NaN and says why in `.errors`.
+            on_error: `raise` stops at the first bad image; `skip` makes its row NaN.
+            errors: With `skip`, a dict of yours that gets row -> what is wrong with the image.
 
         Returns:
             (N, D) float32, rows in the order of the images; (1, D) for one image and (0, D) for none.
@@ -112,12 +129,13 @@ class ImageEncoder:
             ArgumentError: Another on_error, or a batch_size below 1.
         """
         batches = list(self.embed_stream(images, batch_size=batch_size, normalize=normalize, on_error=on_error))
-        errors = {index: error for batch in batches for index, error in batch.errors.items()}
-        count = sum(len(batch.indices) for batch in batches) + len(errors)
+        count = sum(len(batch.indices) + len(batch.errors) for batch in batches)
         vectors = np.full((count, self.dim), np.nan, np.float32)
         for batch in batches:
             vectors[batch.indices] = batch.vectors
-        return Embeddings.of(vectors, errors)
+            if errors is not None:
+                errors.update(batch.errors)
+        return vectors
 
     def embed_stream(
         self,

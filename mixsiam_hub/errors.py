@@ -21,6 +21,10 @@ class DataError(MixsiamError):
     """A data set, a vector file or an input path that cannot be used."""
 
 
+class OutputError(MixsiamError):
+    """A place that cannot be written."""
+
+
 class ModelError(MixsiamError):
     """A model folder that breaks the contract: a missing field, a changed file, a weight of the wrong shape."""
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from mixsiam_hub.config import ModelConfig
-    from mixsiam_hub.resnet import Backbone
+    from mixsiam_hub.backends.backbone import Backbone
+    from mixsiam_hub.model.config import ModelConfig
     from mixsiam_hub.training.checkpoint import TrainedEncoder
 
 TRAINING_STEPS = 30
@@ -29,8 +29,8 @@ def trained_encoder() -> TrainedEncoder:
         pytest.importorskip(module, reason="needs the extra train")
     import torch
 
-    from mixsiam_hub.config import ModelConfig, Preprocessing
-    from mixsiam_hub.resnet import Backbone
+    from mixsiam_hub.backends.backbone import Backbone
+    from mixsiam_hub.model.config import ModelConfig, Preprocessing
     from mixsiam_hub.training.checkpoint import TrainedEncoder
 
     config = ModelConfig("resnet18", Preprocessing(32), output_stride=16)
@@ -47,8 +47,8 @@ def _train(backbone: Backbone, config: ModelConfig) -> None:
     import numpy as np
     import torch
 
-    from mixsiam_hub.preprocess import preprocess
-    from mixsiam_hub.samples import draw_samples
+    from mixsiam_hub.images.preprocess import preprocess
+    from mixsiam_hub.images.samples import draw_samples
 
     samples = draw_samples(256, seed=1)
     families = sorted({name.partition("_")[0] for name in samples})
@@ -98,8 +98,8 @@ def loader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mixsiam_hub.export.bundle import export_folder
     from mixsiam_hub.export.source import folder_encoder
     from mixsiam_hub.export.variants import open_calibration
-    from mixsiam_hub.hub import resolve
-    from mixsiam_hub.samples import draw_samples
+    from mixsiam_hub.images.samples import draw_samples
+    from mixsiam_hub.model.hub import resolve
 
     photos = tmp_path_factory.mktemp("calibration")
     for name, image in draw_samples(400, seed=7).items():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.hub import BUILTIN, resolve
-from mixsiam_hub.known_answers import verify_folder
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.hub import BUILTIN, resolve
+from mixsiam_hub.model.known_answers import verify_folder
 
 CARD = Path(__file__).parents[1] / "MODEL_CARD.md"
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 
 SMALL = ["epochs=1", "batch_size=400", "lr=0.03", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
 
@@ -86,8 +86,8 @@ def test_a_folder_is_exported_again_with_an_int8_graph(model_folder: Path, tmp_p
 
 def test_training_continues_from_a_folder(run: Path, model_folder: Path, tmp_path: Path) -> None:
     """`init` starts from the folder's weights; another architecture is refused with what to set."""
-    from mixsiam_hub.training.config import load_recipe
     from mixsiam_hub.training.loop import make_model
+    from mixsiam_hub.training.recipe import load_recipe
 
     model = make_model(load_recipe("digits", [f'init="{model_folder}"']))
     expected = ImageEncoder.from_pretrained(model_folder).to_torch().state_dict()

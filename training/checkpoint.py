@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mixsiam_hub.config import ModelConfig
+from mixsiam_hub.atomic import replacing
+from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.resnet import Backbone
-from mixsiam_hub.training.config import Recipe, load_recipe
+from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import estimate_statistics
+from mixsiam_hub.training.recipe import Recipe, load_recipe
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RECIPE_FILE = "recipe.toml"
 LOG_FILE = "log.jsonl"
 REPORT_FILE = "report.json"
-REPORT_PICTURE = "report.png"
 
 
 @dataclass
@@ -51,12 +51,8 @@ def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         "sums": progress.sums,
         "log": json.dumps(progress.log),
     }
-    temporary = run / f"{CHECKPOINT_FILE}.tmp"
-    with temporary.open("wb") as file:
+    with replacing(run / CHECKPOINT_FILE, durable=True) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run / CHECKPOINT_FILE)
 
 
 def read_checkpoint(run: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsiam_hub.errors import DataError, ImageError, missing_extra
-from mixsiam_hub.images import load_image
-from mixsiam_hub.sources import expand
+from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.sources import expand
 from mixsiam_hub.training.augment import Augmentation, draw_view
 from mixsiam_hub.training.mixing import draw_lam
 from mixsiam_hub.training.streams import Purpose, permutation, stream

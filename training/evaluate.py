@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from mixsiam_hub.config import ModelConfig, Preprocessing, fingerprint
+from mixsiam_hub.atomic import replacing, write_text
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.hub import resolve
-from mixsiam_hub.resnet import Backbone
-from mixsiam_hub.torch_backend import load_backbone
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, REPORT_PICTURE, TrainedEncoder, load_encoder
-from mixsiam_hub.training.config import data_name
+from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.model.files import REPORT_PICTURE
+from mixsiam_hub.model.hub import resolve
+from mixsiam_hub.model.tensors import fingerprint
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, TrainedEncoder, load_encoder
 from mixsiam_hub.training.data import ImageSet, open_images
 from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.loop import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
+from mixsiam_hub.training.recipe import data_name
 
 RAW = "raw pixels"
 RANDOM = "random weights"
@@ -119,9 +122,7 @@ def write_report(result: dict[str, Any], folder: Path) -> None:
     same = (result["train"], result["test"])
     kept = [entry for entry in report["evaluations"] if (entry["train"], entry["test"]) != same]
     report["evaluations"] = [*kept, result]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(report, indent=2) + "\n")
     _draw(report["evaluations"], folder / REPORT_PICTURE)
 
 
@@ -201,6 +202,5 @@ def _draw(evaluations: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel("accuracy, %")
         axes.set_title(f"{entry['test']} ({entry['n_test']:,} images)", fontsize=10)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")

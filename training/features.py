@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from mixsiam_hub.config import Preprocessing
 from mixsiam_hub.errors import ImageError
-from mixsiam_hub.preprocess import resize_and_crop
+from mixsiam_hub.images.preprocess import resize_and_crop
+from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import ImageSet, normalise
 
 BATCH_SIZE = 256

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mixsiam_hub.atomic import write_text
+from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, RecipeError
-from mixsiam_hub.resnet import Backbone
 from mixsiam_hub.training.checkpoint import (
     CHECKPOINT_FILE,
     LOG_FILE,
@@ -26,11 +27,11 @@ from mixsiam_hub.training.checkpoint import (
     run_recipe,
     save_checkpoint,
 )
-from mixsiam_hub.training.config import Recipe
 from mixsiam_hub.training.data import Batch, ImageSet, Order, Views, make_loader, normalise, open_for_training
 from mixsiam_hub.training.model import MixSiam
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, max_bias, verdict, z_std
 from mixsiam_hub.training.provenance import provenance
+from mixsiam_hub.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
         )
     recipe = replace(recipe, epochs=recipe.epochs_for(len(train_images)), run_dir=str(run))
     run.mkdir(parents=True, exist_ok=True)
-    _write(run / RECIPE_FILE, recipe.to_toml())
+    write_text(run / RECIPE_FILE, recipe.to_toml())
     return _Trainer(recipe, run, train_images, val_images).run_to_end()
 
 
@@ -186,7 +187,7 @@ class _Trainer:
         self._write_scalars(line)
 
     def _write_log(self) -> None:
-        _write(self.run / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.progress.log))
+        write_text(self.run / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.progress.log))
 
     def _write_scalars(self, line: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -254,8 +255,8 @@ def pick_precision(asked: str, device: torch.device) -> str:
 
 
 def _load_init(backbone: Backbone, recipe: Recipe) -> None:
-    from mixsiam_hub.hub import resolve
-    from mixsiam_hub.torch_backend import load_backbone
+    from mixsiam_hub.backends.torch import load_backbone
+    from mixsiam_hub.model.hub import resolve
 
     folder = resolve(recipe.init)
     found = (folder.config.architecture, folder.config.output_stride)
@@ -265,12 +266,6 @@ def _load_init(backbone: Backbone, recipe: Recipe) -> None:
             f"output_stride = {found[1]}"
         )
     backbone.load_state_dict(load_backbone(folder).state_dict())
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _new_dir(recipe: Recipe) -> Path:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mixsiam_hub.resnet import Backbone
+from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.training.losses import discriminative_target, negative_cosine
 from mixsiam_hub.training.mixing import mix
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mixsiam_hub.config import Preprocessing
 from mixsiam_hub.errors import DataError
+from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import ImageSet
 from mixsiam_hub.training.features import clean_batches, extract
 from mixsiam_hub.training.knn import knn_accuracy

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.sheet import image_grid
-from mixsiam_hub.training.config import Recipe
+from mixsiam_hub.images.sheet import image_grid, write_png
 from mixsiam_hub.training.data import Views, collate, open_for_training
 from mixsiam_hub.training.mixing import mix
+from mixsiam_hub.training.recipe import Recipe
 
 IMAGES = 8
 
@@ -38,8 +38,5 @@ def preview(recipe: Recipe, out: Path) -> Path:
     for row, triple in enumerate(zip(batch.x1, batch.x2, x_m.permute(0, 2, 3, 1), strict=True)):
         tiles += [Image.fromarray(view.numpy()) for view in triple]
         captions += ["x1", "x2", f"x_m\nlam = {batch.lam[row].mean():.2f}"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp.png")
-    image_grid(tiles, captions, columns=3).save(temporary)
-    temporary.replace(out)
+    write_png(out, image_grid(tiles, captions, columns=3))
     return out

@@ -23,6 +23,7 @@ class Encoder:
     """The two graphs of a model folder: from pixels of any size to the network's input, and on to the vector."""
 
     def __init__(self, folder: Path) -> None:
+        """Opens a folder's two graphs."""
         self._prepare, self._network = (
             InferenceSession(folder / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
             for name in ("preprocess", "model")

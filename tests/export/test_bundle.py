@@ -19,17 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.config import Manifest, ModelConfig, read_json, sha256_file
+from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import ModelError
-from mixsiam_hub.export import bundle, verify
+from mixsiam_hub.export import bundle, parity
 from mixsiam_hub.export.bundle import export_folder
-from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.images import load_image
-from mixsiam_hub.known_answers import verify_folder
-from mixsiam_hub.preprocess import preprocess
-from mixsiam_hub.resnet import Backbone
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.preprocess import preprocess
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.known_answers import verify_folder
+from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.checkpoint import TrainedEncoder
+from mixsiam_hub.untrusted import read_json, sha256_file
 
 EITHER = {
     *("mixsiam.json", "README.md", "neighbours.png"),
@@ -129,7 +131,7 @@ def test_a_compact_folder_holds_one_rounded_copy_of_the_weights_and_both_backend
     }
     assert np.abs(vectors["onnx"] - vectors["torch"]).max() < 1e-4 * np.abs(vectors["torch"]).mean()
     full = ImageEncoder.from_pretrained(model_folder).embed(images, normalize=False)
-    assert verify.min_cosine(full, vectors["onnx"]) > 0.999
+    assert parity.min_cosine(full, vectors["onnx"]) > 0.999
     assert not np.array_equal(full, vectors["onnx"])
 
 
@@ -198,7 +200,7 @@ def test_features_that_are_not_finite_are_refused(trained_encoder: TrainedEncode
     with torch.no_grad():
         backbone.layer4[0].conv1.weight[0] = float("nan")
     with pytest.raises(ModelError, match="is nan; at most"):
-        verify.measure_parity(backbone, ModelFolder.open(model_folder), [])
+        parity.measure_parity(backbone, ModelFolder.open(model_folder), [])
 
 
 def test_the_known_vectors_are_the_networks_own_to_the_last_bit(
@@ -207,5 +209,5 @@ def test_the_known_vectors_are_the_networks_own_to_the_last_bit(
     entries = read_json(model_folder / "known_answers/vectors.json")["files"]
     pre = trained_encoder.config.preprocessing
     pixels = [preprocess(load_image(model_folder / "known_answers" / entry["file"]), pre) for entry in entries]
-    expected = verify.run(trained_encoder.backbone, np.stack(pixels))[0]
+    expected = parity.run(trained_encoder.backbone, np.stack(pixels))[0]
     assert np.array_equal(np.array([entry["vector"] for entry in entries], np.float32), expected)

@@ -16,10 +16,11 @@ pytest.importorskip("onnx", reason="needs the extra export")
 
 from huggingface_hub import ModelCard
 
-from mixsiam_hub.config import Manifest, ModelConfig, Preprocessing
 from mixsiam_hub.export.card import BUILTIN_CARD, render_card
-from mixsiam_hub.samples import draw_samples
-from mixsiam_hub.training.config import load_recipe
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.model.manifest import Manifest
+from mixsiam_hub.training.recipe import load_recipe
 
 ROWS = {
     "raw pixels": {"knn20": 0.25, "knn200": 0.24, "linear": 0.3},

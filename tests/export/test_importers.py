@@ -27,13 +27,14 @@ from torchvision import models
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
-from mixsiam_hub.config import ModelConfig, Preprocessing, read_json
 from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.import_preprocessing import Given, choose_config
 from mixsiam_hub.export.importers import import_encoder
 from mixsiam_hub.export.layouts import LAYOUTS
-from mixsiam_hub.preprocess import preprocess
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.preprocess import preprocess
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.untrusted import read_json
 
 GIVEN = Given(None, 32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -22,8 +22,8 @@ from needs import need
 from odd_pictures import odd_pictures, readings
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.config import ModelConfig, Preprocessing
-from mixsiam_hub.processors import fastembed_json, preprocessor_json
+from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.model.processors import fastembed_json, preprocessor_json
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("timm", "transformers_auto", "transformers_pipeline", "onnxruntime_graphs")

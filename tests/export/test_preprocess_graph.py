@@ -14,10 +14,10 @@ pytest.importorskip("onnxscript", reason="needs the extra export")
 import onnx
 import onnxruntime
 
-from mixsiam_hub.config import Preprocessing
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.export.preprocess_graph import preprocess_graph
-from mixsiam_hub.preprocess import preprocess, resize_and_crop
+from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
+from mixsiam_hub.model.config import Preprocessing
 
 SIZES = (
     *((1, 1), (1, 2), (7, 3), (31, 33), (64, 64), (65, 64), (97, 101), (225, 223), (480, 641), (641, 479)),

@@ -13,12 +13,13 @@ pytest.importorskip("onnxscript", reason="needs the extra export")
 
 from PIL import Image
 
-from mixsiam_hub.config import Manifest, read_json
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.export.bundle import export_folder
 from mixsiam_hub.export.card import ROUNDING
 from mixsiam_hub.export.source import open_encoder
+from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.checkpoint import TrainedEncoder
+from mixsiam_hub.untrusted import read_json
 
 
 def test_a_compact_folder_in_its_full_form_is_the_same_encoder(compact_folder: Path, tmp_path: Path) -> None:

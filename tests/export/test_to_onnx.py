@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra export")
 
 import onnxruntime
 
-from mixsiam_hub.export.verify import run
+from mixsiam_hub.export.parity import run
 from mixsiam_hub.export.weights import round_convolutions, tensor_spans
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 

@@ -16,12 +16,13 @@ onnx = pytest.importorskip("onnx", reason="needs the extra export")
 
 import onnxruntime
 
-from mixsiam_hub.config import FP16_ONNX_FILE, INT8_ONNX_FILE, Preprocessing
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export import variants
 from mixsiam_hub.export.variants import Calibration, open_calibration, write_variants
-from mixsiam_hub.preprocess import preprocess, resize_and_crop
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE
 
 PRE = Preprocessing(32)
 GOOD = 319

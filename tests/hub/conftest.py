@@ -47,7 +47,7 @@ def small_folder(compact_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     from hub_server.model_push import make_small
 
     from mixsiam_hub.export import push as pushing
-    from mixsiam_hub.known_answers import Verified
+    from mixsiam_hub.model.known_answers import Verified
 
     monkeypatch.setattr(pushing, "verify", lambda folder: Verified(folder, len(folder.manifest.files), []))
     monkeypatch.setattr(pushing, "WAITS_S", (0, 0))

@@ -23,9 +23,9 @@ from huggingface_hub import hf_hub_download
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.errors import BackendError, HubError, ModelError
-from mixsiam_hub.hub import HubRepo, resolve
-from mixsiam_hub.known_answers import verify_folder
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.hub import HubRepo, resolve
+from mixsiam_hub.model.known_answers import verify_folder
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 
 pytestmark = pytest.mark.hub
@@ -99,7 +99,7 @@ def forbid(event, arguments):
         raise PermissionError(13, "read-only", str(arguments[0]))
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 import torch  # Its own start is not what is watched.
 
 sys.addaudithook(forbid)

@@ -17,10 +17,10 @@ from hub_server import ALICE, BOB, Fault, LocalHub, cut, fail, first, slow
 from hub_server.round_trip import REPO, asked_files, contents, push
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.config import INT8_ONNX_FILE, ONNX_FILE, WEIGHTS_FILE
 from mixsiam_hub.errors import HubError, ModelError
-from mixsiam_hub.hub import resolve
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.files import INT8_ONNX_FILE, ONNX_FILE, WEIGHTS_FILE
+from mixsiam_hub.model.hub import resolve
 
 pytestmark = pytest.mark.hub
 
@@ -150,7 +150,7 @@ def forbid(event, arguments):
 forbidden = set()
 sys.addaudithook(forbid)
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 
 images = list(draw_samples(2).values())
 found = []

@@ -24,13 +24,13 @@ from hub_server.model_push import expected, noise, pushed, rewrite
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
-from mixsiam_hub.config import sha256_file
 from mixsiam_hub.errors import ArgumentError, HubError, ModelError
 from mixsiam_hub.export import push as pushing
 from mixsiam_hub.export.push import Pushed, plan_push, push
-from mixsiam_hub.folder import ModelFolder
-from mixsiam_hub.known_answers import Verified
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.known_answers import Verified
+from mixsiam_hub.untrusted import sha256_file
 
 pytestmark = pytest.mark.hub
 

@@ -1,5 +1,8 @@
-"""Pushes that meet a fault. After each: the whole commit is there or none of it, the folder is untouched (`pushed` sees
-to that), the error says what to do, and the same push again succeeds."""
+"""Pushes that meet a fault.
+
+After each: the whole commit is there or none of it, the folder is untouched (`pushed` sees to that), the error says
+what to do, and the same push again succeeds.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Who may do what. Each refusal has the status, code and message that make the client raise the same class here, over
-plain http, as it raises for the real Hub: the client infers a missing repository from a bare 401 only for https."""
+"""Who may do what.
+
+Each refusal has the status, code and message that make the client raise the same class here, over plain http, as it
+raises for the real Hub: the client infers a missing repository from a bare 401 only for https.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ def point_client_at(hub: LocalHub, home: Path, monkeypatch: pytest.MonkeyPatch, 
     """Signs the client in as Alice, with a cache of its own.
 
     Args:
+        hub: The server.
         home: An empty folder, the HF_HOME.
+        monkeypatch: Undoes it all after the test.
         use_xet: False is HF_HUB_DISABLE_XET=1: large files go by LFS.
     """
     for name in UNSET:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mixsiam_hub.config import sha256_file
 from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.push import Pushed, plan_push, push
-from mixsiam_hub.folder import ModelFolder
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.untrusted import sha256_file
 
 from .round_trip import REPO, contents
 

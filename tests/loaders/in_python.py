@@ -131,7 +131,7 @@ def onnxruntime_graphs(folder: Path, files: Sequence[Path]) -> Vectors:
 
 
 def fastembed(folder: Path, files: Sequence[Path]) -> Vectors:
-    """fastembed's ImageEmbedding on the folder's onnx/, in an environment of its own."""
+    """Vectors by fastembed's ImageEmbedding on the folder's onnx/, in an environment of its own."""
     return _fastembed(folder / "onnx", "model.onnx", files)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 
 FULL_COLOUR, HALF_COLOUR = 0, 2
 """Pillow's `subsampling` of a JPEG: colour at full resolution (4:4:4), or at half of it (4:2:0) as in most photos."""

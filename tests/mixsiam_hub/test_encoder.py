@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixsiam_hub import Embeddings, ImageEncoder, ImageError, onnx_backend
-from mixsiam_hub.decoding import as_iterable
+from mixsiam_hub import ImageEncoder, ImageError
+from mixsiam_hub.backends import onnx as onnx_backend
 from mixsiam_hub.encoder import _unit_length
 from mixsiam_hub.errors import ArgumentError
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.images.stream import as_iterable
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +107,14 @@ def test_skipped_images_leave_their_rows_as_nan_with_the_reason(
     encoder: ImageEncoder, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     missing = tmp_path / "missing.png"
-    vectors = encoder.embed([pictures[0], missing, b"no image", pictures[1]], on_error="skip", batch_size=2)
+    errors: dict[int, ImageError] = {}
+    images = [pictures[0], missing, b"no image", pictures[1]]
+    vectors = encoder.embed(images, on_error="skip", errors=errors, batch_size=2)
+    assert type(vectors) is np.ndarray
     assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, False]
-    assert sorted(vectors.errors) == [1, 2]
-    assert str(missing) in str(vectors.errors[1])
-    assert "image 2" in str(vectors.errors[2])
+    assert sorted(errors) == [1, 2]
+    assert str(missing) in str(errors[1])
+    assert "image 2" in str(errors[2])
     np.testing.assert_allclose(vectors[[0, 3]], encoder.embed(pictures[:2]), atol=1e-5)
 
 
@@ -125,16 +129,6 @@ def test_first_bad_image_raises_and_is_named(encoder: ImageEncoder, pictures: li
         encoder.embed([pictures[0], b"bad", pictures[1], b"worse"])
     with pytest.raises(ImageError, match=r"absent\.jpg"):
         encoder.embed("absent.jpg")
-
-
-def test_embeddings_are_an_array_whose_errors_belong_to_its_own_rows() -> None:
-    vectors = Embeddings.of(np.ones((3, 2), np.float32), {1: ImageError("bad")})
-    copy = pickle.loads(pickle.dumps(vectors))
-    np.testing.assert_array_equal(copy, vectors)
-    assert str(copy.errors[1]) == "bad"
-    assert vectors[:1].errors == {}
-    assert type(vectors * 2) is np.ndarray
-    assert isinstance(vectors.sum(), np.floating)
 
 
 def test_stream_yields_batches_in_order_with_indices(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:
@@ -210,8 +204,8 @@ def test_properties_say_what_runs(encoder: ImageEncoder) -> None:
 
 def test_to_torch_gives_a_trainable_copy(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:
     torch = pytest.importorskip("torch")
-    from mixsiam_hub.config import Preprocessing
-    from mixsiam_hub.preprocess import preprocess
+    from mixsiam_hub.images.preprocess import preprocess
+    from mixsiam_hub.model.config import Preprocessing
 
     net = encoder.to_torch()
     assert net.training
@@ -254,7 +248,7 @@ def test_many_threads_share_one_session(
     expected = ImageEncoder.from_pretrained(model_folder, backend="onnx", threads=1).embed(pictures)
     opened.clear()
     start = threading.Barrier(4)
-    results: dict[int, Embeddings] = {}
+    results: dict[int, NDArray[Any]] = {}
 
     def work(number: int) -> None:
         start.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 
 HEAVY = ("torch", "torchvision", "onnxruntime", "huggingface_hub", "safetensors", "tqdm", "pyarrow", "numpy", "PIL")
 

@@ -11,7 +11,7 @@ pytest.importorskip("torchvision", reason="needs the extra train")
 
 from PIL import Image
 
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.training.augment import CROP_RATIO, Augmentation, draw_crop, draw_view
 from mixsiam_hub.training.streams import Purpose, stream
 

@@ -14,7 +14,7 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra train")
 import pyarrow.parquet as pq
 
 from mixsiam_hub.errors import DataError, ImageError
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.data import (
     Batch,
@@ -179,8 +179,8 @@ def test_corrupt_images_are_left_out_and_counted(folder: Path) -> None:
 
 
 def test_normalise_equals_the_deployed_preprocessing() -> None:
-    from mixsiam_hub.config import Preprocessing
-    from mixsiam_hub.preprocess import normalise as deployed
+    from mixsiam_hub.images.preprocess import normalise as deployed
+    from mixsiam_hub.model.config import Preprocessing
 
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     pre = Preprocessing(8)

@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.samples import draw_samples
+from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.training import evaluate as evaluation
-from mixsiam_hub.training.config import load_recipe
 from mixsiam_hub.training.evaluate import RANDOM, RAW, Features, evaluate, linear_probe
 from mixsiam_hub.training.loop import train
+from mixsiam_hub.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

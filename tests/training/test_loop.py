@@ -21,8 +21,8 @@ pytest.importorskip("tensorboard", reason="needs the extra train")
 from mixsiam_hub.errors import DataError, RecipeError
 from mixsiam_hub.training import loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
-from mixsiam_hub.training.config import Recipe, load_recipe
 from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
+from mixsiam_hub.training.recipe import Recipe, load_recipe
 
 OVERRIDES = [
     'data="digits::val"',
@@ -117,7 +117,7 @@ def test_finished_run_resumes_to_itself(whole_run: Path) -> None:
 
 
 CODE = (
-    "import sys; from mixsiam_hub.training.config import load_recipe; from mixsiam_hub.training.loop import train; "
+    "import sys; from mixsiam_hub.training.recipe import load_recipe; from mixsiam_hub.training.loop import train; "
     "from pathlib import Path; recipe = load_recipe('digits', sys.argv[1:]); "
     "train(recipe, resume=(Path(recipe.run_dir) / 'recipe.toml').is_file())"
 )
@@ -140,7 +140,7 @@ def process_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_killed_run_resumes_exactly(whole_run: Path, process_seconds: float, tmp_path: Path, seed: int) -> None:
-    """kill -9 at random moments, four times at the most, then left alone."""
+    """A kill -9 at random moments, four times at the most, then left alone."""
     run = tmp_path / "killed"
     rng = random.Random(seed)
     kills = 0

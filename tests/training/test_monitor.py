@@ -12,20 +12,11 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 
 from torch import nn
 
-from mixsiam_hub.config import Preprocessing
+from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.model import MixSiam
-from mixsiam_hub.training.monitor import (
-    MAX_BIAS,
-    Health,
-    Monitor,
-    effective_rank,
-    max_bias,
-    raw_pixels,
-    verdict,
-    z_std,
-)
+from mixsiam_hub.training.monitor import MAX_BIAS, Health, Monitor, effective_rank, max_bias, raw_pixels, verdict, z_std
 
 PRE = Preprocessing(16)
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.training import preview as preview_module
-from mixsiam_hub.training.config import load_recipe
 from mixsiam_hub.training.preview import preview
+from mixsiam_hub.training.recipe import load_recipe
 
 
 def test_eight_rows_of_x1_x2_and_their_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,139 @@
+"""What runs the network: the interface of a backend, and the choice of one."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixsiam_hub.errors import BackendError, MixsiamError, missing_extra
+from mixsiam_hub.model.folder import ModelFolder
+
+_log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "onnx", "torch", "openvino")
+AUTO_ORDER = ("onnx", "torch")
+PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16", "fp16")}
+
+
+class Backend(Protocol):
+    """A network ready to run. It pickles, survives a fork and may be called from several threads.
+
+    Attributes:
+        name: `onnx` or `torch`.
+        device: `cpu`, `cuda:N` or `mps`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`; what comes out is float32 whatever it is.
+    """
+
+    name: str
+    device: str
+    precision: str
+
+    def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns pooled features, (N, D) float32, not normalised, of normalised pixels, (N, 3, S, S) float32."""
+
+    def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the last feature map, (N, D, h, w) float32, of normalised pixels, (N, 3, S, S) float32."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, device and precision that can be had here: the words of the API, `auto` replaced."""
+
+    backend: str
+    device: str
+    precision: str
+
+
+def choose(backend: str, device: str, precision: str, order: Sequence[str] = AUTO_ORDER) -> Choice:
+    """Settles what runs the network; `auto` takes the first of `order` that can do the rest of what was asked.
+
+    Args:
+        backend: One of BACKENDS.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: One of the backend's PRECISIONS.
+        order: The backends that can run the model, the preferred one first.
+
+    Raises:
+        BackendError: A word that is not known, or something asked for by name that cannot be had here.
+        MissingExtraError: The torch backend was asked for by name and torch is not installed.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise BackendError(f"device is {device!r}; allowed are auto, cpu, cuda, cuda:N and mps")
+    if backend != "auto":
+        return _check(backend, device, precision)
+    reasons = []
+    for name in order:
+        try:
+            return _check(name, device, precision)
+        except MixsiamError as error:
+            reasons.append(f"{name}: {error}")
+    raise BackendError(f"no backend can run on device {device!r} in {precision!r}. " + ". ".join(reasons))
+
+
+def load(choice: Choice, folder: ModelFolder, threads: int) -> Backend:
+    """Returns the chosen backend for a folder, whose files it has checked by then.
+
+    Args:
+        choice: From `choose`.
+        folder: The model.
+        threads: CPU threads for one call, at least 1.
+
+    Raises:
+        ModelError: A file of the folder is missing, changed or wrong.
+        BackendError: The onnx backend and a plain folder, which has no graph.
+    """
+    if choice.backend == "onnx" and folder.is_plain:
+        raise BackendError(
+            f"{folder.path} was saved by timm and has no graph for the onnx backend; give backend='torch', or make a "
+            f"folder that has one: mixsiam import {folder.path} FOLDER --from timm --license ID"
+        )
+    _log.info("backend %s on %s, %s", choice.backend, choice.device, choice.precision)
+    if choice.backend == "onnx":
+        from mixsiam_hub.backends.onnx import OnnxBackend
+
+        return OnnxBackend(folder, choice.device, choice.precision, threads)
+    backend: Backend = torch_backend().TorchBackend(folder, choice.device, choice.precision, threads)
+    return backend
+
+
+def present_backends() -> tuple[str, ...]:
+    """Returns the backends whose runtime is installed here, in the order of AUTO_ORDER."""
+    runtimes = {"onnx": ("onnxruntime",), "torch": ("torch", "torchvision")}
+    return tuple(name for name in AUTO_ORDER if all(importlib.util.find_spec(module) for module in runtimes[name]))
+
+
+def torch_backend() -> ModuleType:
+    """Returns the module mixsiam_hub.backends.torch, which imports torch.
+
+    Raises:
+        MissingExtraError: torch or torchvision is not installed.
+    """
+    try:
+        from mixsiam_hub.backends import torch as module
+    except ImportError as error:
+        missing_extra(error.name or "torch", "torch")
+    return module
+
+
+def _check(backend: str, device: str, precision: str) -> Choice:
+    if backend == "openvino":
+        raise BackendError("backend 'openvino' is not yet available; use 'onnx'")
+    if precision not in PRECISIONS[backend]:
+        allowed = ", ".join(PRECISIONS[backend])
+        raise BackendError(f"precision is {precision!r}; the {backend} backend allows {allowed}")
+    if backend == "onnx":
+        from mixsiam_hub.backends.onnx import find_device
+
+        return Choice(backend, find_device(device), precision)
+    found: str = torch_backend().find_device(device, precision)
+    return Choice(backend, found, precision)

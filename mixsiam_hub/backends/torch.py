@@ -1,0 +1,126 @@
+"""The network in torch: for GPUs, lower precision and fine-tuning."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.errors import BackendError, ModelError
+from mixsiam_hub.model.files import WEIGHTS_FILE
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.plain import without_head
+from mixsiam_hub.per_process import PerProcess
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ALLOWED = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
+
+
+def find_device(device: str, precision: str) -> str:
+    """Returns the device that torch will use: `cpu`, `cuda:N` or `mps`.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        BackendError: This torch has no such device, or the device does not run that precision.
+    """
+    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and int(number or 0) >= cuda:
+        raise BackendError(f"device is {device!r} and this torch sees {cuda} CUDA devices; install a torch with CUDA")
+    if kind == "mps" and not mps:
+        raise BackendError("device is 'mps' and this torch has no Metal; use device='cpu'")
+    if precision not in _ALLOWED[kind]:
+        raise BackendError(f"precision is {precision!r}; torch on {kind} allows {', '.join(_ALLOWED[kind])}")
+    return f"cuda:{number or 0}" if kind == "cuda" else device
+
+
+def load_backbone(folder: ModelFolder) -> Backbone:
+    """Returns the network with the folder's weights: float32, on the CPU, in training mode, every parameter trainable.
+
+    Raises:
+        ModelError: model.safetensors is missing, changed, no safetensors file, or its tensors are not exactly the
+            architecture's, but for the classifier that timm saves with it.
+    """
+    path = folder.file(WEIGHTS_FILE)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is no safetensors file: {error}") from error
+    if folder.is_plain:
+        tensors = without_head(tensors)
+    net = Backbone(folder.config.architecture, folder.config.output_stride)
+    expected = net.state_dict()
+    if odd := sorted(set(tensors) ^ set(expected)):
+        state = "missing" if odd[0] in expected else "not of this architecture"
+        raise ModelError(f"{path}: tensor {odd[0]} is {state}; {folder.config.architecture} has {len(expected)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            want = tuple(expected[name].shape)
+            raise ModelError(f"{path}: tensor {name} is {tuple(tensor.shape)}; {folder.config.architecture} has {want}")
+    net.load_state_dict(tensors)  # Copies into float32, from float16 too.
+    return net
+
+
+class TorchBackend:
+    """torch in inference mode, channels last. CUDA and Metal have not been tried on a GPU yet."""
+
+    name = "torch"
+
+    def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
+        """Loads the weights, so that what is wrong with them is said now.
+
+        Args:
+            folder: The model.
+            device: From `find_device`.
+            precision: `fp32`, `bf16` or `fp16`; below fp32 by autocast.
+            threads: CPU threads. torch has one such setting a process, so this can lower it and never raises it.
+
+        Raises:
+            ModelError: The weights are missing, changed or wrong.
+        """
+        self.device = device
+        self.precision = precision
+        self._arguments = (folder, device, precision, threads)
+        self._home = os.getpid()
+        net = load_backbone(folder).eval().requires_grad_(False)
+        self._net = PerProcess(lambda: self._place(net, threads))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TorchBackend, self._arguments
+
+    def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As Backend.pooled."""
+        with torch.inference_mode():
+            result: NDArray[np.float32] = self._features(pixels).mean(dim=(2, 3)).cpu().numpy()
+        return result
+
+    def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As Backend.feature_map."""
+        with torch.inference_mode():
+            result: NDArray[np.float32] = self._features(pixels).contiguous().cpu().numpy()
+        return result
+
+    def _features(self, pixels: NDArray[np.float32]) -> torch.Tensor:
+        x = torch.from_numpy(pixels).to(self.device, memory_format=torch.channels_last)
+        low = self.precision != "fp32"
+        with torch.autocast(self.device.partition(":")[0], dtype=_DTYPES[self.precision], enabled=low):
+            features = self._net.get().features(x)
+        return features.float()  # Before pooling: the mean over cells is taken in float32.
+
+    def _place(self, net: Backbone, threads: int) -> Backbone:
+        # OpenMP's threads do not survive a fork, and a child that asks for them can hang: it gets one.
+        threads = threads if os.getpid() == self._home else 1
+        if threads < torch.get_num_threads():
+            torch.set_num_threads(threads)
+        return net.to(self.device).to(memory_format=torch.channels_last)

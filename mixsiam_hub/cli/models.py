@@ -1,0 +1,122 @@
+"""Commands about model folders: info, verify, export, import, push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mixsiam_hub.cli.group import PATH, extra, main
+
+
+@main.command()
+@click.argument("model", required=False)
+def info(model: str | None) -> None:
+    """Print what MODEL says about itself; without MODEL, the built-in encoder."""
+    from mixsiam_hub.model.facts import facts_of
+    from mixsiam_hub.model.hub import resolve
+
+    facts = facts_of(resolve(model))
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+@main.command()
+@click.argument("model", required=False)
+def verify(model: str | None) -> None:
+    """Check every file of MODEL and replay its known answers on every backend installed here."""
+    from mixsiam_hub.model.known_answers import verify_folder
+
+    verified = verify_folder(model)
+    click.echo(f"{verified.files} files have the sha256 that mixsiam.json lists; fingerprint and preprocessing agree")
+    click.echo(f"{'backend':<9}{'known answer':<24}{'cosine':>12}{'max error':>12}")
+    for answer in verified.answers:
+        click.echo(f"{answer.backend:<9}{answer.file:<24}{answer.cosine:>12.8f}{answer.max_rel_error:>12.1e}")
+
+
+@main.command()
+@click.argument("run")
+@click.argument("folder", type=PATH)
+@click.option("--license", "license_id", required=True, help="SPDX identifier of the weights' licence.")
+@click.option("--calibration", metavar="DATA", help="Images, 200 at least, for an int8 graph beside the others.")
+@click.option("--force", is_flag=True, help="Write a smaller graph even if its vectors are off by more than allowed.")
+@click.option("--compact", is_flag=True, help="Half the size, for shipping inside a package; torch and onnx only.")
+def export(run: str, folder: Path, license_id: str, calibration: str | None, force: bool, compact: bool) -> None:
+    """Turn RUN into FOLDER, one model folder that every runtime loads, and verify it before it is there.
+
+    RUN may also be a model folder or a Hub id: it is exported again, with an int8 graph, say, or without --compact.
+    """
+    with extra("export"):
+        from mixsiam_hub.export.bundle import check_request, export_folder
+        from mixsiam_hub.export.source import open_encoder
+        from mixsiam_hub.export.variants import open_calibration
+    check_request(folder, license_id, compact=compact, calibrated=calibration is not None)
+    encoder = open_encoder(run)
+    images = open_calibration(calibration, encoder.config.preprocessing) if calibration else None
+    manifest = export_folder(encoder, folder, license_id, compact=compact, calibration=images, force=force)
+    click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
+    for name, figures in manifest.parity.get("variants", {}).items():
+        state = ", left out: some activations exceed what fp16 holds" if "left_out" in figures else ""
+        click.echo(
+            f"{name}{state}: {figures['bytes'] / 1e6:.1f} MB, cosine to fp32 {figures['mean_cosine']:.6f} in the mean, "
+            f"{figures['min_cosine']:.6f} at least, on {figures['images']} images ({figures['data']})"
+        )
+
+
+@main.command("import")
+@click.argument("checkpoint", type=PATH)
+@click.argument("folder", type=PATH)
+@click.option("--from", "source", required=True, help="simsiam, lightly, solo-learn, torchvision or timm.")
+@click.option("--license", "license_id", required=True, help="SPDX identifier of the weights' licence.")
+@click.option(
+    "--weights", metavar="NAME", help="Of torchvision, as in ResNet18_Weights.IMAGENET1K_V1; says the preprocessing."
+)
+@click.option("--input-size", type=int, metavar="PX", help="Edge of the square that the network takes.")
+@click.option("--crop-pct", type=float, help="Share of the resized short edge that the crop keeps.")
+@click.option("--interpolation", help="bilinear, bicubic, lanczos, box, hamming or nearest.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from values in [0, 1].")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Divided by after that.")
+@click.option("--base-model", metavar="ORG/NAME", help="The checkpoint's own repository on the Hub, for the card.")
+def import_(
+    checkpoint: Path, folder: Path, source: str, license_id: str, base_model: str | None, **preprocessing: Any
+) -> None:
+    """Turn CHECKPOINT, a ResNet-18, 34 or 50 that another project trained, into FOLDER, and verify it.
+
+    The preprocessing is known where CHECKPOINT is a folder that timm saved; else say --weights, or all that follow it.
+    """
+    with extra("export"):
+        from mixsiam_hub.export.bundle import export_folder
+        from mixsiam_hub.export.import_preprocessing import Given
+        from mixsiam_hub.export.importers import import_encoder
+    encoder = import_encoder(checkpoint, source, Given(**preprocessing), base_model)
+    click.echo(f"dropped, as heads of {source}: {', '.join(encoder.provenance['dropped']) or 'nothing'}")
+    manifest = export_folder(encoder, folder, license_id)
+    click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make the repository a private one.")
+@click.option("--revision", metavar="BRANCH", help="Commit there; made from main if need be. Default: main.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
+@click.option("--tag", metavar="T", help="Give the commit this tag once it has been pulled back and checked.")
+@click.option("--message", metavar="M", help="The commit's. Default: the encoder's fingerprint.")
+@click.option("--dry-run", is_flag=True, help="Only check everything and show the plan.")
+@click.option("--overwrite-card", is_flag=True, help="Replace a README.md that the repository has.")
+def push(folder: Path, repo: str, message: str | None, dry_run: bool, **where: Any) -> None:
+    """Push FOLDER to the Hub in one commit, pull it back, and replay its known answers."""
+    with extra("export"):
+        from mixsiam_hub.export import push as pushing
+    plan = pushing.plan_push(folder, repo, **where)
+    click.echo(plan.describe())
+    if dry_run:
+        return
+    done = pushing.push(plan, message)
+    state = "" if done.is_new else "there already, no commit made; "
+    click.echo(f"commit {done.commit}: {state}pulled back, its known answers replayed")
+    if done.pull_request:
+        click.echo(f"pull request {done.pull_request}")
+    click.echo(f'load it: ImageEncoder.from_pretrained("{repo}", revision="{done.commit}")')

@@ -1,0 +1,59 @@
+"""Commands that train an encoder and measure it: train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from mixsiam_hub.cli.group import EXIT_COLLAPSED, PATH, extra, main
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--data", help="Training images: a folder, Parquet files, or digits; DATA::train is a part of a split.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+@click.option("--resume", is_flag=True, help="Go on with the recipe's newest run, or with the one in run_dir.")
+@click.option("--preview", is_flag=True, help="Only draw x1, x2 and x_m of eight images, into preview.png.")
+def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool, preview: bool) -> None:
+    """Pretrain an encoder as RECIPE says: a TOML file, or the name of a shipped one, such as digits or folder."""
+    with extra("train"):
+        from mixsiam_hub.training import loop
+        from mixsiam_hub.training import preview as sheet
+        from mixsiam_hub.training.recipe import load_recipe
+    _log_to_stderr()
+    chosen = load_recipe(recipe, [*overrides, *([f"data={json.dumps(data)}"] if data else [])])
+    if preview:
+        click.echo(f"{sheet.preview(chosen, Path('preview.png'))}: views and mixtures of eight images")
+        return
+    outcome = loop.train(chosen, resume=resume)
+    click.echo(f"{outcome.run}: {outcome.verdict}{'' if outcome.finished else ', stopped early'}")
+    if outcome.verdict == "collapsed":
+        sys.exit(EXIT_COLLAPSED)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--train", "train_data", required=True, help="Labelled images: a Parquet set, or a folder a class.")
+@click.option("--test", "test_data", required=True, help="Labelled images to classify; nothing is tuned on them.")
+@click.option("--out", type=PATH, help="Folder of report.json and report.png. Default: the run, or here.")
+def evaluate(model: str | None, train_data: str, test_data: str, out: Path | None) -> None:
+    """Measure MODEL, a run or a model folder: kNN and linear probe, beside raw pixels and random weights."""
+    with extra("train"):
+        from mixsiam_hub.training.evaluate import evaluate as run_evaluation
+    result = run_evaluation(model or "", train_data, test_data, out)
+    click.echo(f"{result['test']}: {result['n_test']} images, {result['n_train']} for training, accuracy in %")
+    click.echo(f"{'':<16}{'kNN, k = 20':>14}{'kNN, k = 200':>14}{'linear probe':>14}")
+    for name, scores in result["rows"].items():
+        click.echo(f"{name:<16}" + "".join(f"{100 * scores[m]:>14.1f}" for m in ("knn20", "knn200", "linear")))
+    if not result["clears_raw_pixels"]:
+        click.echo("undertrained: kNN (k = 20) is less than 5 points above raw pixels; draw no comparison from it")
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -1,0 +1,1 @@
+"""From whatever holds an image to upright pixels."""

@@ -1,0 +1,97 @@
+"""From upright RGB to the network's input: the one implementation that training, export and inference share."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mixsiam_hub.errors import ImageError
+from mixsiam_hub.images.load import MAX_PIXELS, ImageSource, describe, load_image
+from mixsiam_hub.model.config import Preprocessing
+
+MAX_RESIZED_PIXELS = 16_000_000
+"""Largest image between resize and crop: 64 MB in Pillow. At 224 px that is a strip 318 times as long as wide."""
+
+
+def resize_and_crop(image: Image.Image, pre: Preprocessing) -> NDArray[np.uint8]:
+    """Brings the short edge to `resize_px` and keeps the centre.
+
+    Equal, bit for bit, to torchvision's Resize(resize_px, interpolation, antialias=True) and CenterCrop(input_px) on
+    PIL images: the long edge rounds down and the crop's offset rounds half to even.
+
+    Args:
+        image: Upright RGB of any size, as `load_image` gives it.
+        pre: The encoder's preprocessing.
+
+    Returns:
+        (S, S, 3) uint8, S = input_px; read-only.
+
+    Raises:
+        ImageError: A strip so long that its resized image would exceed MAX_RESIZED_PIXELS.
+    """
+    size = _resized(image.size, pre.resize_px)
+    if size[0] * size[1] > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"{image.width}x{image.height} would be resized to {size[0]}x{size[1]}, more than {MAX_RESIZED_PIXELS} "
+            "pixels; crop the strip first"
+        )
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[pre.interpolation.upper()])
+    left, top = (round((edge - pre.input_px) / 2) for edge in size)
+    if size != (pre.input_px, pre.input_px):
+        image = image.crop((left, top, left + pre.input_px, top + pre.input_px))
+    return np.asarray(image)
+
+
+def normalise(pixels: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.float32]:
+    """Scales to [0, 1], subtracts the mean, divides by the std, and puts the channels first.
+
+    Args:
+        pixels: (..., S, S, 3) uint8 RGB; one image or a batch.
+        pre: The encoder's preprocessing.
+
+    Returns:
+        (..., 3, S, S) float32, C-contiguous.
+    """
+    # A byte has 256 values: each is worked out once, in torchvision's order of operations, and looked up. That is as
+    # fast as arithmetic on the whole image, and equal to the last bit.
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    out = np.empty((*pixels.shape[:-3], 3, *pixels.shape[-3:-1]), np.float32)
+    for channel, (mean, std) in enumerate(zip(pre.mean, pre.std, strict=True)):
+        table = (scaled - np.float32(mean)) / np.float32(std)
+        out[..., channel, :, :] = table.take(pixels[..., channel])
+    return out
+
+
+def preprocess(image: Image.Image, pre: Preprocessing) -> NDArray[np.float32]:
+    """Returns the network's input for one upright RGB image, (3, S, S) float32.
+
+    Raises:
+        ImageError: As `resize_and_crop`.
+    """
+    return normalise(resize_and_crop(image, pre), pre)
+
+
+def load_pixels(source: ImageSource, pre: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decodes, resizes and crops one image: what a worker thread does for each.
+
+    Returns:
+        (S, S, 3) uint8, S = input_px; read-only.
+
+    Raises:
+        ImageError: As `load_image` and `resize_and_crop`; the message names the image.
+    """
+    image = load_image(source, max_pixels=max_pixels)
+    try:
+        return resize_and_crop(image, pre)
+    except ImageError as error:
+        raise ImageError(f"{describe(source)}: {error}") from None
+
+
+def _resized(size: tuple[int, int], short_px: int) -> tuple[int, int]:
+    """(width, height) after the short edge is brought to `short_px`."""
+    width, height = size
+    if width <= height:
+        return short_px, int(short_px * height / width)
+    return int(short_px * width / height), short_px

@@ -1,0 +1,40 @@
+"""What a model folder says about itself, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixsiam_hub.model.folder import ModelFolder
+
+
+def facts_of(folder: ModelFolder) -> dict[str, str]:
+    """Returns what a folder says about itself, by dotted name; the entries of a list go by their place, from 0 on."""
+    config, manifest = folder.config, folder.manifest
+    facts: dict[str, Any] = {
+        "path": folder.path,
+        "revision": folder.revision or "-",
+        "architecture": config.architecture,
+        "output_stride": config.output_stride,
+        "dim": config.dim,
+        "preprocessing": vars(config.preprocessing),
+        "method": manifest.method,
+        "license": manifest.license,
+        "weights": manifest.weights,
+        "fingerprint": manifest.fingerprint,
+        "files": len(manifest.files),
+        "training": manifest.training,
+        "parity": manifest.parity,
+        "quality": manifest.quality,
+    }
+    return _flatten(facts)
+
+
+def _flatten(facts: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in facts.items():
+        if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            value = dict(enumerate(value))
+        key = f"{prefix}{name}"
+        flat |= _flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: str(value)}
+    return flat

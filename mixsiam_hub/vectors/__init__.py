@@ -1,0 +1,1 @@
+"""What embedding leaves behind: vectors on disk, and what is found in them."""

@@ -1,0 +1,99 @@
+"""Preprocessing equals torchvision's on PIL images, and long strips stay small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixsiam_hub.errors import ImageError
+from mixsiam_hub.images.preprocess import MAX_RESIZED_PIXELS, load_pixels, normalise, preprocess, resize_and_crop
+from mixsiam_hub.model.config import INTERPOLATIONS, Preprocessing
+
+SIZES = [(1, 1), (1, 7), (9, 1), (2, 3), (31, 32), (32, 31), (32, 32), (33, 47), (36, 36), (37, 36), (36, 39)]
+SIZES += [(64, 101), (101, 64), (255, 37), (123, 456), (500, 375), (333, 500), (17, 900)]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(("input_px", "crop_pct"), [(32, 1.0), (32, 0.875), (33, 0.9), (32, 0.4)])
+def test_equals_torchvision_bit_for_bit(interpolation: str, input_px: int, crop_pct: float) -> None:
+    transforms = pytest.importorskip("torchvision.transforms", reason="needs the extra torch")
+    pre = Preprocessing(input_px, crop_pct, interpolation)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(pre.resize_px, transforms.InterpolationMode(interpolation), antialias=True),
+            transforms.CenterCrop(input_px),
+        ]
+    )
+    for size in SIZES:
+        image = noise(*size)
+        np.testing.assert_array_equal(resize_and_crop(image, pre), np.asarray(reference(image)), err_msg=str(size))
+
+
+def test_normalise_equals_torchvision_bit_for_bit() -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    transforms = pytest.importorskip("torchvision.transforms", reason="needs the extra torch")
+    pre = Preprocessing(16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+    pixels = np.arange(16 * 16 * 3, dtype=np.int64).reshape(16, 16, 3).astype(np.uint8)  # every byte in every channel
+    scaled = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+    reference = transforms.Normalize(pre.mean, pre.std)(scaled).numpy()
+    np.testing.assert_array_equal(normalise(pixels, pre), reference)
+
+
+def test_normalise_takes_one_image_or_a_batch() -> None:
+    pre = Preprocessing(4)
+    batch = np.stack([np.asarray(noise(4, 4)), np.asarray(noise(5, 5).crop((0, 0, 4, 4)))])
+    out = normalise(batch, pre)
+    assert out.shape == (2, 3, 4, 4)
+    assert out.dtype == np.float32
+    assert out.flags.c_contiguous
+    np.testing.assert_array_equal(out[1], normalise(batch[1], pre))
+    np.testing.assert_allclose(out[0, 2, 1, 3], (batch[0, 1, 3, 2] / 255 - pre.mean[2]) / pre.std[2], atol=1e-6)
+
+
+def test_preprocess_is_both_steps() -> None:
+    pre = Preprocessing(20, 0.8)
+    image = noise(50, 41)
+    out = preprocess(image, pre)
+    assert out.shape == (3, 20, 20)
+    np.testing.assert_array_equal(out, normalise(resize_and_crop(image, pre), pre))
+
+
+def test_an_image_of_the_right_size_is_not_resampled() -> None:
+    image = noise(24, 24)
+    np.testing.assert_array_equal(resize_and_crop(image, Preprocessing(24)), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
+@pytest.mark.parametrize("input_px", [32, 64, 224])
+def test_a_long_strip_is_refused_before_it_is_resized(
+    size: tuple[int, int], input_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "resize", lambda *_, **__: pytest.fail("resized"))
+    with pytest.raises(ImageError, match=f"{size[0]}x{size[1]}.*{MAX_RESIZED_PIXELS}"):
+        resize_and_crop(Image.new("RGB", size), Preprocessing(input_px))
+
+
+def test_errors_of_load_pixels_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "strip.png"
+    Image.new("RGB", (20000, 1)).save(path)
+    with pytest.raises(ImageError, match=r"strip\.png: 20000x1 would be resized"):
+        load_pixels(path, Preprocessing(64))
+    with pytest.raises(ImageError, match=r"absent\.png: no such file"):
+        load_pixels(tmp_path / "absent.png", Preprocessing(64))
+    with pytest.raises(ImageError, match=r"strip\.png: .*max_pixels is 100"):
+        load_pixels(path, Preprocessing(64), max_pixels=100)
+
+
+def test_load_pixels_is_load_then_resize(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    noise(40, 30).convert("L").save(path)
+    expected = resize_and_crop(noise(40, 30).convert("L").convert("RGB"), Preprocessing(24))
+    np.testing.assert_array_equal(load_pixels(path, Preprocessing(24)), expected)
