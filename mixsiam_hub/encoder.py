@@ -15,6 +15,7 @@ from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import ArgumentError, ImageError
 from mixsiam_hub.images.load import ImageSource
 from mixsiam_hub.images.preprocess import normalise
+from mixsiam_hub.images.sources import Item
 from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches
 from mixsiam_hub.model import hub
 from mixsiam_hub.model.folder import ModelFolder
@@ -31,11 +32,13 @@ class Batch:
 
     Attributes:
         indices: (n,) int64, which images these are, counted from 0 over the whole stream. Bad ones are left out.
+        keys: Their names, n: the paths as they were given, or `image 7`.
         vectors: (n, D) float32.
-        errors: Index of each bad image -> what is wrong with it; empty unless on_error is `skip`.
+        errors: Index of each bad image -> what is wrong with it, its name as `.image`; empty unless on_error is `skip`.
     """
 
     indices: NDArray[np.int64]
+    keys: list[str]
     vectors: NDArray[np.float32]
     errors: dict[int, ImageError] = field(default_factory=dict)
 
@@ -103,7 +106,7 @@ class ImageEncoder:
 
     def embed(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | Item | Iterable[ImageSource | Item],
         *,
         batch_size: int = 32,
         normalize: bool = True,
@@ -139,7 +142,7 @@ class ImageEncoder:
 
     def embed_stream(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | Item | Iterable[ImageSource | Item],
         *,
         batch_size: int = 32,
         normalize: bool = True,
@@ -161,9 +164,11 @@ class ImageEncoder:
             ArgumentError: Another on_error, or a batch_size below 1; at the call.
         """
         outputs = self._run(self._backend.pooled, images, batch_size, on_error)
-        return (Batch(d.indices, _unit_length(v) if normalize else v, d.errors) for d, v in outputs)
+        return (Batch(d.indices, d.keys, _unit_length(v) if normalize else v, d.errors) for d, v in outputs)
 
-    def features(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int = 32) -> NDArray[np.float32]:
+    def features(
+        self, images: ImageSource | Item | Iterable[ImageSource | Item], *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
         """Computes the last feature map, whose mean over the cells is the unnormalised vector.
 
         Args:
@@ -243,7 +248,7 @@ class ImageEncoder:
     def _run(
         self,
         network: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | Item | Iterable[ImageSource | Item],
         batch_size: int,
         on_error: str,
     ) -> Iterator[tuple[DecodedBatch, NDArray[np.float32]]]:

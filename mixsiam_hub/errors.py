@@ -14,7 +14,13 @@ class ArgumentError(MixsiamError, ValueError):
 
 
 class ImageError(MixsiamError):
-    """An image that cannot be read, or that is larger than the limits allow."""
+    """An image that cannot be read, or that is larger than the limits allow.
+
+    Attributes:
+        image: Its key in the stream that met it; "" outside one.
+    """
+
+    image = ""
 
 
 class DataError(MixsiamError):

@@ -2,75 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from glob import glob
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsiam_hub.errors import DataError, ImageError, missing_extra
 from mixsiam_hub.images.load import load_image
-from mixsiam_hub.images.sources import expand
+from mixsiam_hub.images.preprocess import byte_table
+from mixsiam_hub.images.sources import ImageSet, Item, open_source
+from mixsiam_hub.images.stream import named_error
+from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.augment import Augmentation, draw_view
 from mixsiam_hub.training.mixing import draw_lam
 from mixsiam_hub.training.streams import Purpose, permutation, stream
 
+DIGITS = "digits"
 HELD_OUT = 10
 """`DATA::val` is one image in so many; `DATA::train` is the rest."""
 
 
-class Reader(Protocol):
-    """Gives one image by its index; raises ImageError where it is corrupt."""
+class Digits:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 px."""
 
-    def __call__(self, index: int) -> Image.Image: ...
+    has_labels = True
 
+    def __init__(self) -> None:
+        """Loads them.
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images by index, with labels where they are known. Labels are for evaluation alone.
-
-    Attributes:
-        name: As given, for logs and reports.
-        read: Gives the upright RGB image of an index into the whole source.
-        indices: (n,) int64: the images that belong to this set.
-        labels: (n,) int64 classes in the order of `indices`, or None.
-    """
-
-    name: str
-    read: Reader
-    indices: NDArray[np.int64]
-    labels: NDArray[np.int64] | None = None
+        Raises:
+            MissingExtraError: scikit-learn is not installed.
+        """
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            missing_extra("scikit-learn", "train")
+        digits = load_digits()
+        self._pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+        self._classes = [str(digit) for digit in digits.target.tolist()]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self._pixels)
 
-    def __getitem__(self, position: int) -> Image.Image:
-        return self.read(int(self.indices[position]))
+    def __getitem__(self, index: int) -> Item:
+        return Item(f"{DIGITS}#{index}", self._pixels[index], self.label(index))
 
-    def take(self, positions: NDArray[np.int64]) -> ImageSet:
-        """Returns the subset at these positions."""
-        labels = None if self.labels is None else self.labels[positions]
-        return replace(self, indices=self.indices[positions], labels=labels)
+    def label(self, index: int) -> str:
+        """The digit."""
+        return self._classes[index]
 
-    def sample(self, n: int, seed: int = 0) -> ImageSet:
-        """Returns n of the images, the same ones for the same seed; all of them where there are no more."""
-        return self.take(np.sort(permutation(len(self), seed, Purpose.SAMPLE)[:n]))
+    def identity(self) -> bytes:
+        """Digest of all pixels."""
+        return hashlib.sha256(self._pixels.tobytes()).digest()
 
 
 def open_images(spec: str) -> ImageSet:
     """Opens a data set.
 
     Args:
-        spec: `digits`; a Parquet file, or a folder or glob of them; a folder of images, nested as you like. With
-            `::train` or `::val` behind it, one part of a fixed split: nine tenths and the held-out tenth. In a folder
-            whose every image lies in a sub-folder the first sub-folder's name is the label; in Parquet it is the
-            column `label`, if that holds a class from 0 on for every image (-1 stands for an unknown one).
+        spec: `digits`, or what `open_source` takes: a folder of images, nested as you like, or Parquet files. With
+            `::train` or `::val` behind it, one part of a fixed split: nine tenths and the held-out tenth.
 
     Raises:
         DataError: Nothing there, no images in it, no `image` column, or an unknown part.
@@ -78,11 +75,7 @@ def open_images(spec: str) -> ImageSet:
     where, _, part = spec.partition("::")
     if part not in ("", "train", "val"):
         raise DataError(f"{spec}: the part behind :: is {part!r}; allowed are train and val")
-    if where == "digits":
-        images = _digits()
-    else:
-        paths = _parquet_files(where)
-        images = _parquet(where, paths) if paths else _folder(where)
+    images = ImageSet.of(DIGITS, Digits()) if where == DIGITS else open_source(where)
     if part:
         order = permutation(len(images), 0, Purpose.SPLIT)
         held_out = len(order) // HELD_OUT
@@ -90,11 +83,17 @@ def open_images(spec: str) -> ImageSet:
     return replace(images, name=spec)
 
 
+def sample(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
+    """Returns n of the images in random order, the same ones for the same seed; all of them where there are no more."""
+    return images.take(permutation(len(images), seed, Purpose.SAMPLE)[:n])
+
+
 def open_for_training(data: str, val_data: str) -> tuple[ImageSet, ImageSet | None]:
     """Opens a recipe's `data` and `val_data`.
 
     Raises:
-        DataError: As `open_images`; `data` is empty; validation images are given and one of the two has no labels.
+        DataError: As `open_images`; `data` is empty; validation images are given and one of the two has no labels, or
+            they have no class in common.
     """
     if not data:
         raise DataError("the recipe names no data; add --data DIR: a folder of images, Parquet files, or digits")
@@ -111,119 +110,86 @@ def open_for_training(data: str, val_data: str) -> tuple[ImageSet, ImageSet | No
     train = open_images(data)
     if train.labels is None:
         raise DataError(f"data {data} has no labels, which the kNN of val_data needs too; leave val_data out")
+    common_classes(train, val)
     return train, val
 
 
-def _digits() -> ImageSet:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        missing_extra("scikit-learn", "train")
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return ImageSet(
-        "digits",
-        lambda index: Image.fromarray(pixels[index]).convert("RGB"),
-        np.arange(len(pixels)),
-        digits.target.astype(np.int64),
-    )
+def common_classes(train: ImageSet, test: ImageSet) -> list[str]:
+    """Returns the names of the classes of both sets, sorted: a class is known by its name, and its number is its place.
 
+    Args:
+        train: Labelled images.
+        test: Labelled images, to be classified by the others.
 
-def _parquet_files(where: str) -> list[Path]:
-    path = Path(where).expanduser()
-    if path.is_dir():
-        return sorted(path.glob("*.parquet"))
-    return [Path(match) for match in sorted(glob(str(path)))] if where.endswith(".parquet") else []
-
-
-def _parquet(name: str, paths: Sequence[Path]) -> ImageSet:
-    """Hub-style Parquet: `image` is a struct of bytes and path, or bytes. Held in memory compressed."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        missing_extra("pyarrow", "bulk")
-    try:
-        names = pq.read_schema(paths[0]).names
-        columns = [column for column in ("image", "label") if column in names]
-        table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name}: cannot be read as Parquet: {error}") from error
-    if "image" not in columns:
-        raise DataError(f"{paths[0]}: no column 'image'; it has {', '.join(names)}")
-    column = table.column("image")
-    if pa.types.is_struct(column.type):
-        if column.type.get_field_index("bytes") < 0:
-            raise DataError(f"{paths[0]}: column 'image' has no field 'bytes'; it is {column.type}")
-        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
-    if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(column.type):
-        raise DataError(f"{paths[0]}: column 'image' holds {column.type}; it must hold encoded images as bytes")
-
-    def read(index: int) -> Image.Image:
-        encoded = column[index].as_py()
-        if encoded is None:
-            raise ImageError(f"{name}: row {index} holds no image")
-        try:
-            return load_image(encoded)
-        except ImageError as error:
-            raise ImageError(f"{name}: row {index}: {error}") from error
-
-    labels = None
-    if "label" in columns:
-        found = table.column("label")
-        if pa.types.is_integer(found.type) and not found.null_count and (found.to_numpy() >= 0).all():
-            labels = found.to_numpy().astype(np.int64)
-    return ImageSet(name, read, np.arange(len(table)), labels)
-
-
-def _folder(where: str) -> ImageSet:
-    root = Path(where).expanduser()
-    if not root.is_dir():
+    Raises:
+        DataError: One names its classes and the other numbers them, or no class is in both.
+    """
+    known, asked = set(train.labels or ()), set(test.labels or ())
+    numbered = [all(name.isdecimal() for name in names) for names in (known, asked)]
+    if numbered[0] != numbered[1]:
+        by_number, by_name = (train, test) if numbered[0] else (test, train)
         raise DataError(
-            f"{where}: no such folder or Parquet file; data is a folder of images, Parquet files, or 'digits'"
+            f"{by_number.name} has numbers for its classes and {by_name.name} has names; give both the same kind"
         )
-    paths = expand([str(root)])
-    parts = [path.relative_to(root).parts for path in paths]
-    labels = None
-    if len({p[0] for p in parts}) > 1 and all(len(p) > 1 for p in parts):
-        labels = np.unique([p[0] for p in parts], return_inverse=True)[1].astype(np.int64)
-    return ImageSet(where, lambda index: load_image(paths[index]), np.arange(len(paths)), labels)
+    if not known & asked:
+        raise DataError(
+            f"{train.name} and {test.name} have no class in common: {_some(known)}, and {_some(asked)}; check that "
+            "both have one folder a class, of the same names"
+        )
+    return sorted(known | asked)
 
 
-class Batch(NamedTuple):
+def _some(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+class ViewBatch(NamedTuple):
     """One step's input.
 
     Attributes:
         x1: First views, (n, S, S, 3) uint8 RGB.
         x2: Second views of the same images.
         lam: Weight of x1 in the mixture, (n, 1, 1, 1) or (n, 1, S, S) float32.
-        skipped: Corrupt images left out, so that n + skipped is the recipe's batch size.
+        skipped: Key of each corrupt image that was left out -> why; n + len(skipped) is the recipe's batch size.
     """
 
     x1: torch.Tensor
     x2: torch.Tensor
     lam: torch.Tensor
-    skipped: int
+    skipped: dict[str, str]
 
 
-class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]] | None]):
-    """(x1, x2, lam) of an (epoch, position), a pure function of the seed; None for a corrupt image."""
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]
+"""x1 and x2, (S, S, 3) each, and lam."""
+
+
+class Views(Dataset[Sample | ImageError]):
+    """(x1, x2, lam) of an (epoch, position), a pure function of the seed; an ImageError for a corrupt image."""
 
     def __init__(self, images: ImageSet, how: Augmentation, mixture: str, lam_alpha: float, seed: int) -> None:
+        """Takes what determines the views.
+
+        Args:
+            images: The training images.
+            how: The augmentation.
+            mixture: One of mixing.MIXTURES.
+            lam_alpha: lam ~ Beta(lam_alpha, lam_alpha).
+            seed: Of the run.
+        """
         self.images = images
         self.how = how
         self.mixture = mixture
         self.lam_alpha = lam_alpha
         self.seed = seed
 
-    def __getitem__(
-        self, key: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]] | None:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
         epoch, position = key
+        item = self.images[position]
         try:
-            image = self.images[position]
-        except ImageError:
-            return None
+            image = load_image(item.source, name=item.key)
+        except ImageError as error:
+            return named_error(item.key, error)
         index = int(self.images.indices[position])
         x1 = draw_view(image, self.how, stream(self.seed, Purpose.VIEW_1, epoch, index))
         x2 = draw_view(image, self.how, stream(self.seed, Purpose.VIEW_2, epoch, index))
@@ -235,6 +201,15 @@ class Order(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, position) from a step on: each epoch shuffled anew, its last incomplete batch left out."""
 
     def __init__(self, images: int, batch_size: int, epochs: int, seed: int, first_step: int = 0) -> None:
+        """Takes what determines the order.
+
+        Args:
+            images: How many there are.
+            batch_size: Images a step.
+            epochs: Passes over the images.
+            seed: Of the run.
+            first_step: To go on from.
+        """
         self.images = images
         self.batch_size = batch_size
         self.epochs = epochs
@@ -255,30 +230,44 @@ class Order(Sampler[list[tuple[int, int]]]):
         return self.epochs * (self.images // self.batch_size) - self.first_step
 
 
-def collate(samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]] | None]) -> Batch:
+def collate(samples: Sequence[Sample | ImageError]) -> ViewBatch:
     """Stacks the readable samples of a batch."""
-    good = [sample for sample in samples if sample is not None]
+    good = [sample for sample in samples if not isinstance(sample, ImageError)]
+    skipped = {sample.image: str(sample) for sample in samples if isinstance(sample, ImageError)}
     if not good:
         empty = torch.zeros(0)
-        return Batch(empty, empty, empty, len(samples))
+        return ViewBatch(empty, empty, empty, skipped)
     x1, x2, lam = (torch.from_numpy(np.stack(column)) for column in zip(*good, strict=True))
-    return Batch(x1, x2, lam, len(samples) - len(good))
+    return ViewBatch(x1, x2, lam, skipped)
 
 
-def make_loader(views: Views, order: Order, workers: int) -> Iterable[Batch]:
+def make_loader(views: Views, order: Order, workers: int) -> Iterable[ViewBatch]:
     """Returns the batches of a whole run, or of what is left of it."""
     return DataLoader(
         views,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=collate,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=_start_method() if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turns (N, S, S, 3) uint8 pixels into the network's input, (N, 3, S, S) float32 in channels_last memory."""
-    scale = 1 / (255 * torch.tensor(std, device=pixels.device))
-    shift = torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device)
-    return (pixels * scale - shift).permute(0, 3, 1, 2)
+def _start_method() -> str | None:
+    """Returns fork on Linux, where it shares the data in memory; elsewhere the system's own way, which pickles it."""
+    return "fork" if sys.platform == "linux" else None
+
+
+def normalise_on_device(pixels: torch.Tensor, pre: Preprocessing) -> torch.Tensor:
+    """Does what `preprocess.normalise` does, to the last bit, where the pixels are.
+
+    Args:
+        pixels: (N, S, S, 3) uint8 RGB.
+        pre: Whose mean and std.
+
+    Returns:
+        (N, 3, S, S) float32, in channels_last memory.
+    """
+    table = torch.from_numpy(byte_table(pre)).to(pixels.device)  # (3, 256)
+    planes = [table[channel][pixels[..., channel].int()] for channel in range(3)]
+    return torch.stack(planes, dim=-1).permute(0, 3, 1, 2)

@@ -41,12 +41,12 @@ def embed(
     from tqdm import tqdm
 
     from mixsiam_hub import ImageEncoder
-    from mixsiam_hub.images.sources import expand
+    from mixsiam_hub.images.sources import open_source
     from mixsiam_hub.vectors.embed import ERRORS_FILE, embed_files, write_errors
     from mixsiam_hub.vectors.table import check_place, write_vectors
 
     check_place(out)
-    paths = expand(inputs)
+    paths = [Path(item.key) for item in open_source(inputs)]
     encoder = ImageEncoder.from_pretrained(model, backend=backend, device=device, threads=threads)
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         vectors, bad = embed_files(
@@ -70,13 +70,13 @@ def embed(
 def search(vectors: Path, queries: Sequence[str], model: str | None, k: int, sheet: Path | None) -> None:
     """Find the images nearest to QUERIES in VECTORS, a file written by `mixsiam embed`, by exact cosine."""
     from mixsiam_hub import ImageEncoder
-    from mixsiam_hub.images.sources import expand
+    from mixsiam_hub.images.sources import open_source
     from mixsiam_hub.vectors.search import search as find
     from mixsiam_hub.vectors.table import read_vectors
 
     stored = read_vectors(vectors)
     encoder = ImageEncoder.from_pretrained(model)
-    rows = find(encoder, stored, expand(queries), k)
+    rows = find(encoder, stored, [Path(item.key) for item in open_source(queries)], k)
     _show(rows, sheet)
 
 
@@ -90,14 +90,14 @@ def demo(folder: Path | None, model: str | None, out: Path, sheet: Path | None) 
     from mixsiam_hub import ImageEncoder
     from mixsiam_hub.atomic import make_folder
     from mixsiam_hub.images.samples import write_samples
-    from mixsiam_hub.images.sources import expand
+    from mixsiam_hub.images.sources import open_source
     from mixsiam_hub.vectors.embed import embed_files
     from mixsiam_hub.vectors.search import neighbours_within
     from mixsiam_hub.vectors.table import write_vectors
 
     encoder = ImageEncoder.from_pretrained(model)
     make_folder(out)
-    paths = expand([str(folder)]) if folder else write_samples(out / "samples")
+    paths = [Path(item.key) for item in open_source(str(folder))] if folder else write_samples(out / "samples")
     vectors, bad = embed_files(encoder, paths, model=model or "built-in")
     write_vectors(out / "vectors.npz", vectors)
     click.echo(f"{out / 'vectors.npz'}: {len(vectors.ids)} vectors of {encoder.dim}; {len(bad)} files skipped")

@@ -52,7 +52,20 @@ def is_image_path(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def take(source: ImageSource) -> ImageSource:
+    """STUB until package A lands."""
+    if isinstance(source, np.ndarray):
+        return source.copy()
+    if isinstance(source, Image.Image):
+        c = source.copy()
+        c.format = source.format
+        return c
+    if isinstance(source, str | bytes | os.PathLike):
+        return source
+    return _read(source)
+
+
+def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes one image to upright RGB.
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit grey keeps its high byte (as Pillow
@@ -79,9 +92,9 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         with _open(source) as image:
             return _decode(image, max_pixels)
     except ImageError as error:
-        raise ImageError(f"{describe(source)}: {error}") from error.__cause__
+        raise ImageError(f"{name or describe(source)}: {error}") from error.__cause__
     except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
-        raise ImageError(f"{describe(source)}: {_reason(error)}") from error
+        raise ImageError(f"{name or describe(source)}: {_reason(error)}") from error
 
 
 def describe(source: ImageSource) -> str:

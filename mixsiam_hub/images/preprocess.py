@@ -44,6 +44,18 @@ def resize_and_crop(image: Image.Image, pre: Preprocessing) -> NDArray[np.uint8]
     return np.asarray(image)
 
 
+def byte_table(pre: Preprocessing) -> NDArray[np.float32]:
+    """Returns what each of the 256 values of a byte becomes in each channel, (3, 256) float32.
+
+    Scaled to [0, 1], the mean subtracted, divided by the std: in torchvision's order of operations, so that the last
+    bit is the same.
+    """
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = (np.array(values, np.float32)[:, None] for values in (pre.mean, pre.std))
+    table: NDArray[np.float32] = (scaled - mean) / std
+    return table
+
+
 def normalise(pixels: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.float32]:
     """Scales to [0, 1], subtracts the mean, divides by the std, and puts the channels first.
 
@@ -54,12 +66,9 @@ def normalise(pixels: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.float
     Returns:
         (..., 3, S, S) float32, C-contiguous.
     """
-    # A byte has 256 values: each is worked out once, in torchvision's order of operations, and looked up. That is as
-    # fast as arithmetic on the whole image, and equal to the last bit.
-    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    # Looking values up is as fast as arithmetic on the whole image.
     out = np.empty((*pixels.shape[:-3], 3, *pixels.shape[-3:-1]), np.float32)
-    for channel, (mean, std) in enumerate(zip(pre.mean, pre.std, strict=True)):
-        table = (scaled - np.float32(mean)) / np.float32(std)
+    for channel, table in enumerate(byte_table(pre)):
         out[..., channel, :, :] = table.take(pixels[..., channel])
     return out
 
@@ -73,7 +82,9 @@ def preprocess(image: Image.Image, pre: Preprocessing) -> NDArray[np.float32]:
     return normalise(resize_and_crop(image, pre), pre)
 
 
-def load_pixels(source: ImageSource, pre: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def load_pixels(
+    source: ImageSource, pre: Preprocessing, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Decodes, resizes and crops one image: what a worker thread does for each.
 
     Returns:
@@ -82,11 +93,11 @@ def load_pixels(source: ImageSource, pre: Preprocessing, *, max_pixels: int = MA
     Raises:
         ImageError: As `load_image` and `resize_and_crop`; the message names the image.
     """
-    image = load_image(source, max_pixels=max_pixels)
+    image = load_image(source, name=name, max_pixels=max_pixels)
     try:
         return resize_and_crop(image, pre)
     except ImageError as error:
-        raise ImageError(f"{describe(source)}: {error}") from None
+        raise ImageError(f"{name or describe(source)}: {error}") from None
 
 
 def _resized(size: tuple[int, int], short_px: int) -> tuple[int, int]:

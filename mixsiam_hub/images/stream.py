@@ -1,22 +1,27 @@
-"""Images to batches of pixels, decoded in threads while the batch before them is being used."""
+"""The keyed image stream: images in order, decoded ahead in threads, each batch with its keys, pixels and errors."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mixsiam_hub.errors import ImageError
-from mixsiam_hub.images.load import ImageSource
+from mixsiam_hub.images.load import ImageSource, take
 from mixsiam_hub.images.preprocess import load_pixels
+from mixsiam_hub.images.sources import Item
 from mixsiam_hub.model.config import Preprocessing
+
+Pixels = NDArray[np.uint8]
+_Outcome = Future["Pixels | ImageError"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,78 +30,174 @@ class DecodedBatch:
 
     Attributes:
         indices: (n,) int64, positions of the good images in the input, ascending.
+        keys: Names of the good images, n.
         pixels: (n, S, S, 3) uint8 RGB.
-        errors: Position of each bad image -> what is wrong with it.
+        errors: Position of each bad image -> what is wrong with it; `ImageError.image` is its key.
     """
 
     indices: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    keys: list[str]
+    pixels: Pixels
     errors: dict[int, ImageError]
 
 
-def as_iterable(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+def as_iterable(images: ImageSource | Item | Iterable[ImageSource | Item]) -> Iterable[ImageSource | Item]:
     """Tells one image from many: whatever is no image by itself is taken as an iterable of images.
 
-    An array is one image unless it has 4 dimensions, (N, H, W, 3). So (H, W, 3) is one colour image, never H grey ones.
+    An array of numbers is one image unless it has 4 dimensions, (N, H, W, 3). So (H, W, 3) is one colour image, never H
+    grey ones. An array of paths, and whatever else holds several, is many.
     """
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OUS":
         return images if images.ndim == 4 else [images]
-    single = isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read")
-    if single or not isinstance(images, Iterable):
+    one = isinstance(images, Item | str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping)
+    if one or hasattr(images, "read") or hasattr(images, "read_bytes") or not isinstance(images, Iterable):
         return [cast(ImageSource, images)]
-    return cast(Iterable[ImageSource], images)
+    return images
 
 
 def decode_batches(
-    images: Iterable[ImageSource], pre: Preprocessing, *, batch_size: int, on_error: str, workers: int
+    images: Iterable[ImageSource | Item], pre: Preprocessing, *, batch_size: int, workers: int, on_error: str = "skip"
 ) -> Iterator[DecodedBatch]:
-    """Yields batches in the order of `images`, and decodes one batch ahead: at most 2 * batch_size images are held.
+    """Yields batches in the order of `images`, decoded ahead: at most 2 * batch_size images are held.
+
+    `images` is iterated in a thread of its own, so a batch is handed out as soon as its last image is decoded, however
+    long the next one takes to come. What is live or may change (arrays, PIL images, file objects) is copied in that
+    thread before the next image is asked for; paths and bytes are read by the decoding threads.
 
     Args:
-        images: Sources as `load_image` takes them.
+        images: Items, or sources as `load_image` takes them, which go by their paths or their positions.
         pre: How they become pixels.
         batch_size: Images taken for one batch, good and bad.
-        on_error: `raise` stops at the first bad image in order, `skip` reports it in its batch.
         workers: Decoding threads; Pillow decodes and resizes outside the interpreter's lock.
+        on_error: `raise` stops at the first bad image in order, `skip` reports it in its batch.
 
     Raises:
-        ImageError: With `raise`.
+        ImageError: With `raise`, once the images before it were handed out.
+        Exception: Whatever iterating `images` raises, likewise.
     """
-    numbered = enumerate(images)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="mixsiam-decode")
-
-    def submit() -> list[tuple[int, Future[Any]]]:
-        return [(index, pool.submit(_load, index, image, pre)) for index, image in islice(numbered, batch_size)]
-
+    decoded = _DecodeAhead(images, pre, 2 * batch_size, workers)
     try:
-        current = submit()
-        while current:
-            following = submit()
-            yield _gather(current, pre, on_error)
-            current = following
+        while True:
+            batch: list[_Decoded] = []
+            end: BaseException | None = None
+            while len(batch) < batch_size and end is None:
+                image = decoded.next()
+                if isinstance(image, BaseException):
+                    end = image
+                elif isinstance(image.outcome, ImageError) and on_error == "raise":
+                    end = image.outcome
+                else:
+                    batch.append(image)
+            if batch:
+                yield _stack(batch, pre)
+                decoded.release(len(batch))
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
     finally:
-        pool.shutdown(cancel_futures=True)
+        decoded.close()
 
 
-def _load(index: int, image: ImageSource, pre: Preprocessing) -> NDArray[np.uint8]:
-    try:
-        return load_pixels(image, pre)
-    except ImageError as error:
-        if isinstance(image, str | os.PathLike):
-            raise
-        raise ImageError(f"image {index}: {error}") from error  # It has no name of its own.
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """One image's outcome: (S, S, 3) pixels, or what is wrong with it."""
+
+    index: int
+    key: str
+    outcome: Pixels | ImageError
 
 
-def _gather(tasks: list[tuple[int, Future[Any]]], pre: Preprocessing, on_error: str) -> DecodedBatch:
-    indices, pixels, errors = [], [], {}
-    for index, task in tasks:
+class _DecodeAhead:
+    """Iterates images in one thread and decodes them in others, in order, a bounded number at a time.
+
+    The threads are daemons: an image or a source that hangs keeps neither Ctrl-C nor the end of the program waiting.
+    """
+
+    def __init__(self, images: Iterable[ImageSource | Item], pre: Preprocessing, held: int, workers: int) -> None:
+        self._pre = pre
+        self._unstarted = workers
+        self._slots = threading.Semaphore(held)
+        self._tasks: queue.SimpleQueue[tuple[_Outcome, Item] | None] = queue.SimpleQueue()
+        self._ordered: queue.SimpleQueue[tuple[int, str, _Outcome] | BaseException] = queue.SimpleQueue()
+        self._is_closed = False
+        _start(self._feed, iter(images))
+
+    def next(self) -> _Decoded | BaseException:
+        """Returns the next image in order, or what iterating ended with: StopIteration, or the source's own error."""
+        entry = self._ordered.get()
+        if isinstance(entry, BaseException):
+            return entry
+        index, key, outcome = entry
+        return _Decoded(index, key, outcome.result())
+
+    def release(self, count: int) -> None:
+        """Makes room for more images."""
+        self._slots.release(count)
+
+    def close(self) -> None:
+        """Stops the threads once they have finished what they are at."""
+        self._is_closed = True
+        self._slots.release()
+        self._tasks.put(None)
+
+    def _feed(self, images: Iterator[ImageSource | Item]) -> None:
+        index = 0
         try:
-            pixels.append(task.result())
-            indices.append(index)
-        except ImageError as error:
-            if on_error == "raise":
-                raise
-            errors[index] = error
+            while self._slots.acquire() and not self._is_closed:
+                item = _as_item(index, next(images))
+                outcome: _Outcome = Future()
+                try:
+                    self._tasks.put((outcome, Item(item.key, take(item.source))))
+                except ImageError as error:
+                    outcome.set_result(named_error(item.key, error))
+                self._ordered.put((index, item.key, outcome))
+                if self._unstarted:  # One more for each image, so that few images start few threads.
+                    self._unstarted -= 1
+                    _start(self._work)
+                index += 1
+        except BaseException as error:  # The source's end, or its own error: raised again where the images are used.
+            self._ordered.put(error)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) and not self._is_closed:
+            outcome, item = task
+            try:
+                outcome.set_result(_load(item, self._pre))
+            except BaseException as error:  # A fault of ours, or no memory left: raised where the image is used.
+                outcome.set_exception(error)
+        self._tasks.put(None)  # For the next thread.
+
+
+def _start(target: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=target, args=arguments, name="mixsiam-decode", daemon=True).start()
+
+
+def _as_item(index: int, image: ImageSource | Item) -> Item:
+    if isinstance(image, Item):
+        return image
+    return Item(os.fsdecode(image) if isinstance(image, str | os.PathLike) else f"image {index}", image)
+
+
+def _load(item: Item, pre: Preprocessing) -> Pixels | ImageError:
+    try:
+        return load_pixels(item.source, pre, name=item.key)
+    except ImageError as error:
+        return named_error(item.key, error)
+
+
+def named_error(key: str, error: ImageError) -> ImageError:
+    """Returns the error without the frames it passed: they hold pixels, and a run may keep thousands of errors."""
+    named = ImageError(str(error))
+    named.image = key
+    return named
+
+
+def _stack(batch: list[_Decoded], pre: Preprocessing) -> DecodedBatch:
     size = pre.input_px
-    stacked = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
-    return DecodedBatch(np.array(indices, np.int64), stacked, errors)
+    good = [image for image in batch if not isinstance(image.outcome, ImageError)]
+    pixels = np.empty((len(good), size, size, 3), np.uint8)
+    for place, image in zip(pixels, good, strict=True):
+        place[:] = cast(Pixels, image.outcome)
+    errors = {image.index: image.outcome for image in batch if isinstance(image.outcome, ImageError)}
+    return DecodedBatch(np.array([i.index for i in good], np.int64), [i.key for i in good], pixels, errors)
