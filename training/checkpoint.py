@@ -15,7 +15,7 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training
-from mixsiam_hub.training.features import estimate_statistics
+from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
 from mixsiam_hub.training.recipe import Recipe, load_recipe
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -33,12 +33,14 @@ class Progress:
         seconds: Wall time spent so far, over all sessions of the run.
         sums: The unfinished epoch's sums, by name of the log field.
         log: The lines of log.jsonl.
+        statistics: The backbone's BatchNorm statistics on clean training images; empty until training has ended.
     """
 
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=dict)
 
 
 def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
@@ -50,6 +52,7 @@ def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         "seconds": progress.seconds,
         "sums": progress.sums,
         "log": json.dumps(progress.log),
+        "statistics": progress.statistics,
     }
     with replacing(run / CHECKPOINT_FILE, durable=True) as file:
         torch.save(state, file)
@@ -68,7 +71,7 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
         raise DataError(f"{path} is missing; a run folder has one after its first minutes of training") from None
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         raise DataError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if missing := {"model", "optimiser", "step", "seconds", "sums", "log"} - set(state):
+    if missing := {"model", "optimiser", "step", "seconds", "sums", "log", "statistics"} - set(state):
         raise DataError(f"{path} is no checkpoint of mixsiam train: it lacks {sorted(missing)}")
     return state
 
@@ -82,7 +85,7 @@ def load_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
     state = read_checkpoint(run)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    return Progress(state["step"], state["seconds"], state["sums"], json.loads(state["log"]))
+    return Progress(state["step"], state["seconds"], state["sums"], json.loads(state["log"]), state["statistics"])
 
 
 @dataclass(frozen=True)
@@ -119,24 +122,25 @@ def run_recipe(run: Path) -> Recipe:
 
 
 def load_encoder(run: Path) -> TrainedEncoder:
-    """Loads a run's newest backbone and re-estimates its BatchNorm statistics on clean training images.
+    """Loads a run's newest backbone with its BatchNorm statistics on clean training images.
 
-    The training data must still be where the recipe says.
+    A run that has ended carries them. For one that has not, they are estimated here: its training data must still be
+    where the recipe says.
 
     Raises:
-        DataError: The folder is no run, has no checkpoint yet, or its data are gone.
+        DataError: The folder is no run, has no checkpoint yet, or has not ended and its data are gone.
     """
     recipe = run_recipe(run)
     state = read_checkpoint(run)
     backbone = Backbone(recipe.backbone, recipe.output_stride)
     prefix = "backbone."
     backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
-    images, _ = open_for_training(recipe.data, recipe.val_data)
-    estimate_statistics(backbone, images, recipe.model_config.preprocessing)
+    use_statistics(backbone, state["statistics"] or _estimate(recipe, backbone))
     report = run / REPORT_FILE
     quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-    work = {"images": len(images), "steps": state["step"], "seconds": round(state["seconds"])}
-    provenance = {**json.loads(state["log"])[0]["run"], "recipe": recipe.to_json(), **work}
+    first = json.loads(state["log"])[0]
+    work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
+    provenance = {**first["run"], "recipe": recipe.to_json(), **work}
     picture = run / REPORT_PICTURE
     return TrainedEncoder(
         backbone.eval(),
@@ -146,3 +150,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
         quality,
         picture if quality and picture.is_file() else None,
     )
+
+
+def _estimate(recipe: Recipe, backbone: Backbone) -> Statistics:
+    images, _ = open_for_training(recipe.data, recipe.val_data)
+    return clean_statistics(backbone, images, recipe.model_config.preprocessing)

@@ -139,6 +139,12 @@ def common_classes(train: ImageSet, test: ImageSet) -> list[str]:
     return sorted(known | asked)
 
 
+def class_numbers(images: ImageSet, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Returns the place in `classes` of each image's class, (n,); the images must be labelled."""
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([places[name] for name in images.labels or ()], np.int64)
+
+
 def _some(names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

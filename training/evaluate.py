@@ -25,8 +25,8 @@ from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, TrainedEncoder, load_encoder
-from mixsiam_hub.training.data import ImageSet, open_images
-from mixsiam_hub.training.features import clean_batches, estimate_statistics, labelled_features
+from mixsiam_hub.training.data import class_numbers, common_classes, open_images
+from mixsiam_hub.training.features import clean_statistics, extract, read_batches, use_statistics
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.loop import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels

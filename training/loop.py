@@ -18,6 +18,7 @@ from mixsiam_hub.atomic import write_text
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, RecipeError
+from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.checkpoint import (
     CHECKPOINT_FILE,
     LOG_FILE,
@@ -27,16 +28,17 @@ from mixsiam_hub.training.checkpoint import (
     run_recipe,
     save_checkpoint,
 )
-from mixsiam_hub.training.data import Batch, ImageSet, Order, Views, make_loader, normalise, open_for_training
+from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, normalise_on_device, open_for_training
+from mixsiam_hub.training.features import clean_statistics
 from mixsiam_hub.training.model import MixSiam
-from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, max_bias, verdict, z_std
+from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, target_bias, verdict, z_std
 from mixsiam_hub.training.provenance import provenance
 from mixsiam_hub.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 MOMENTUM = 0.9
-STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "max_bias")
+STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "target_bias")
 CAN_CHANGE = {"workers", "checkpoint_minutes", "run_dir", "stop_after", "data_terms"}
 """Recipe keys that a resume may change: they do not touch the result."""
 
@@ -105,14 +107,15 @@ class _Trainer:
     def run_to_end(self) -> Outcome:
         started, checkpointed = time.monotonic() - self.progress.seconds, time.monotonic()
         if self.initial is None:
-            self.initial = self.monitor.measure(self.model, 1.0, 0.0)
-            self._log(0, self.initial, {"raw_pixel_knn": self.monitor.raw_pixel_knn()})
+            self.initial = self.monitor.measure_untrained(self.model)
+            floor = {"images": len(self.images), "raw_pixel_knn": self.monitor.raw_pixel_knn()}
+            self._log(0, self.initial, floor)
             save_checkpoint(self.run, self.model, self.optimiser, self.progress)
         self.model.train()
         for batch in self._batches():
             if len(batch.x1) > 1:
                 self._step(batch)
-            self._add(skipped=batch.skipped)
+            self._add(skipped=len(batch.skipped))
             self.progress.step += 1
             self.progress.seconds = time.monotonic() - started
             epoch, within = divmod(self.progress.step, self.steps_per_epoch)
@@ -124,9 +127,12 @@ class _Trainer:
             if within == 0 and self._has_collapsed():
                 break
         self._write_log()
+        if not self.progress.statistics:
+            self.progress.statistics = clean_statistics(self.model.backbone, self.images, self.pre)
+            save_checkpoint(self.run, self.model, self.optimiser, self.progress)
         return Outcome(self.run, self.progress.log[-1]["verdict"], self.progress.step == self.total_steps)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[ViewBatch]:
         recipe, step = self.recipe, self.progress.step
         if self._has_collapsed():
             return
@@ -140,19 +146,21 @@ class _Trainer:
                 if (count := self.progress.sums.get("steps", 0)) > 0:
                     bar.set_postfix(loss=f"{self.progress.sums['loss'] / count:.3f}", refresh=False)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: ViewBatch) -> None:
         for group in self.optimiser.param_groups:
             if group["decays"]:
                 group["lr"] = cosine_lr(self.progress.step, self.total_steps, self.recipe.peak_lr)
-        x1, x2 = (normalise(x.to(self.device), self.pre.mean, self.pre.std) for x in (batch.x1, batch.x2))
+        x1, x2 = (normalise_on_device(x.to(self.device), self.pre) for x in (batch.x1, batch.x2))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             out = self.model(x1, x2, batch.lam.to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
         out.loss.backward()
         self.optimiser.step()
-        # One transfer for all five: each costs a wait on a GPU.
-        values = torch.stack([out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1), max_bias(out.z_max)])
-        self._add(steps=1, **dict(zip(STEP_VALUES, values.tolist(), strict=True)))
+        values = [out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1)]
+        if out.target is not None:
+            values.append(target_bias(out.target))
+        # One transfer for all: each costs a wait on a GPU.
+        self._add(steps=1, **dict(zip(STEP_VALUES, torch.stack(values).tolist(), strict=False)))
 
     def _add(self, **values: float) -> None:
         for key, value in values.items():
@@ -162,7 +170,8 @@ class _Trainer:
         sums, self.progress.sums = self.progress.sums, {}
         count = max(sums.get("steps", 0), 1)
         means = {key: sums.get(key, math.nan) / count for key in ("loss", "loss_sim", "loss_mix")}
-        health = self.monitor.measure(self.model, sums.get("z_std", 0) / count, sums.get("max_bias", 0) / count)
+        bias = sums["target_bias"] / count if "target_bias" in sums else None
+        health = self.monitor.measure(self.model, sums.get("z_std", math.nan) / count, bias)
         lr = cosine_lr(self.progress.step - 1, self.total_steps, self.recipe.peak_lr)
         self._log(epoch, health, means | {"lr": lr, "skipped": int(sums["skipped"])})
 
@@ -183,7 +192,7 @@ class _Trainer:
         self.progress.log.append(line)
         self._write_log()
         knn = f", knn20 {health.knn20:.1%}" if health.knn20 is not None else ""
-        logger.info("epoch %d of %d: %s%s", epoch, self.recipe.epochs, line["verdict"], knn)
+        logger.info("epoch %d of %d: %s%s", epoch, self.recipe.epochs, line["verdict"] or "before training", knn)
         self._write_scalars(line)
 
     def _write_log(self) -> None:

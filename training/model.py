@@ -24,14 +24,14 @@ class Objective(NamedTuple):
         loss_sim: L_sim, detached.
         loss_mix: L_mix, detached; 0 where w = 0.
         z1: Projections of x1, (N, D) float32, detached.
-        z_max: Element-wise maximum of z1 and z2, (N, D) float32, detached.
+        target: What the mixture's predictions are drawn to, (N, D) float32, detached; None where w = 0.
     """
 
     loss: torch.Tensor
     loss_sim: torch.Tensor
     loss_mix: torch.Tensor
     z1: torch.Tensor
-    z_max: torch.Tensor
+    target: torch.Tensor | None
 
 
 class MixSiam(nn.Module):
@@ -79,14 +79,14 @@ class MixSiam(nn.Module):
         z1, z2 = self._f(x1), self._f(x2)
         p1, p2 = self.predictor(z1), self.predictor(z2)
         loss = loss_sim = (negative_cosine(p1, z2.detach()) + negative_cosine(p2, z1.detach())) / 2
-        loss_mix = torch.zeros_like(loss_sim)
+        loss_mix, target = torch.zeros_like(loss_sim), None
         if self.w:
             with _statistics_left_alone(self):
                 p_m = self.predictor(self._f(mix(x1, x2, lam)))
-            loss_mix = negative_cosine(p_m, discriminative_target(z1.detach(), z2.detach(), self.target))
+            target = discriminative_target(z1.detach(), z2.detach(), self.target)
+            loss_mix = negative_cosine(p_m, target)
             loss = loss_sim + self.w * loss_mix
-        z1, z2 = z1.detach().float(), z2.detach().float()
-        return Objective(loss, loss_sim.detach(), loss_mix.detach(), z1, torch.maximum(z1, z2))
+        return Objective(loss, loss_sim.detach(), loss_mix.detach(), z1.detach().float(), target)
 
     def _f(self, x: torch.Tensor) -> torch.Tensor:
         z: torch.Tensor = self.projector(self.backbone(x))

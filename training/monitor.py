@@ -6,7 +6,9 @@ both score 1. Rank, the variance before that BatchNorm, and the kNN tell them ap
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mixsiam_hub.errors import DataError
+from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import Preprocessing
-from mixsiam_hub.training.data import ImageSet
-from mixsiam_hub.training.features import clean_batches, extract
+from mixsiam_hub.training.data import class_numbers, common_classes, sample
+from mixsiam_hub.training.features import BATCH_SIZE, extract, input_statistics, read_batches, use_statistics
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.model import MixSiam
 
@@ -26,7 +28,7 @@ RANK_IMAGES = 1024
 BANK_IMAGES = 5000
 QUERY_IMAGES = 2000
 MAX_BIAS = 0.56
-"""`max_bias` of two unrelated views: sqrt(1 / pi)."""
+"""`target_bias` of the maximum of two unrelated views: sqrt(1 / pi)."""
 
 ADVICE = (
     "halve lr: large steps early on are the usual cause",
@@ -45,8 +47,10 @@ class Health:
         rank_z: The same of projector outputs.
         pre_bn_var_min: Smallest variance of a unit before the projector's last BatchNorm, over its eps.
         pre_bn_var_median: The median of the same.
-        z_std: Mean over units of the batch std of z / |z|, times sqrt(D), averaged over the epoch; 1 is isotropic.
-        max_bias: Mean cosine of z_max with the all-ones vector, averaged over the epoch.
+        z_std: Mean over units of the batch std of z / |z|, times sqrt(D), averaged over the epoch; 1 is isotropic. None
+            before training.
+        target_bias: Mean cosine of the mixture's target with the all-ones vector, averaged over the epoch. None before
+            training, and where there is no mixture.
         knn20: Accuracy of validation images against a sample of training images, k = 20, or None without labels.
         knn200: The same at k = 200.
     """
@@ -55,31 +59,51 @@ class Health:
     rank_z: float
     pre_bn_var_min: float
     pre_bn_var_median: float
-    z_std: float
-    max_bias: float
+    z_std: float | None = None
+    target_bias: float | None = None
     knn20: float | None = None
     knn200: float | None = None
 
 
 class Monitor:
-    """Measures one model again and again on the same images, which are decoded once.
-
-    With `val`, both sets must have labels: they give the kNN.
-    """
+    """Measures one model again and again on the same images, which are decoded once."""
 
     def __init__(self, train: ImageSet, val: ImageSet | None, pre: Preprocessing, precision: str) -> None:
+        """Decodes a random sample of the images.
+
+        Args:
+            train: Training images; with `val` labelled.
+            val: Labelled images for the kNN; None for no kNN.
+            pre: The deployed preprocessing.
+            precision: `fp32` or `bf16`, of the features.
+
+        Raises:
+            DataError: None of the sample can be read, or the two sets have no class in common.
+        """
         self._pre = pre
         self._precision = precision
-        self._bank = _decode(train.sample(BANK_IMAGES if val is not None else RANK_IMAGES), pre)
-        self._val = None if val is None else _decode(val.sample(QUERY_IMAGES), pre)
+        classes = [] if val is None else common_classes(train, val)
+        self._bank = _decode(sample(train, BANK_IMAGES if classes else RANK_IMAGES), pre, classes)
+        self._val = None if val is None else _decode(sample(val, QUERY_IMAGES), pre, classes)
 
-    def measure(self, model: MixSiam, z_std: float, max_bias: float) -> Health:
+    def measure_untrained(self, model: MixSiam) -> Health:
+        """Measures a model that has seen no image yet, as if its BatchNorms had seen the clean ones.
+
+        Args:
+            model: To measure; stays as it is.
+        """
+        model = copy.deepcopy(model)
+        encoder = nn.Sequential(model.backbone, model.projector)
+        use_statistics(encoder, input_statistics(encoder, _chunks(self._bank.pixels), self._pre))
+        return self.measure(model)
+
+    def measure(self, model: MixSiam, z_std: float | None = None, target_bias: float | None = None) -> Health:
         """Measures the model in eval mode, leaving it as it was.
 
         Args:
             model: To measure.
             z_std: The epoch's mean of `z_std()`.
-            max_bias: The epoch's mean of `max_bias()`.
+            target_bias: The epoch's mean of `target_bias()`, where there is a target.
         """
         was_training = model.training
         model.eval()
@@ -90,7 +114,7 @@ class Monitor:
         z = _apply(last_norm, before)
         model.train(was_training)
         if not (np.isfinite(features).all() and np.isfinite(z).all()):
-            return Health(math.nan, math.nan, math.nan, math.nan, z_std, max_bias)
+            return Health(math.nan, math.nan, math.nan, math.nan, z_std, target_bias)
         variance = before.var(axis=0) / last_norm.eps
         knn = self._knn(features, queries)
         return Health(
@@ -99,7 +123,7 @@ class Monitor:
             float(variance.min()),
             float(np.median(variance)),
             z_std,
-            max_bias,
+            target_bias,
             knn.get(20),
             knn.get(200),
         )
@@ -109,20 +133,19 @@ class Monitor:
         return self._knn(raw_pixels(self._bank.pixels), None if self._val is None else raw_pixels(self._val.pixels))
 
     def _knn(self, bank: NDArray[np.float32], queries: NDArray[np.float32] | None) -> dict[int, float]:
-        if self._val is None or queries is None or self._bank.labels is None or self._val.labels is None:
+        if self._val is None or queries is None:
             return {}
         return knn_accuracy(bank, self._bank.labels, queries, self._val.labels)
 
     def _extract(self, backbone: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        chunks = (pixels[start : start + 256] for start in range(0, len(pixels), 256))
-        return extract(backbone, chunks, self._pre, self._precision)
+        return extract(backbone, _chunks(pixels), self._pre, self._precision)
 
 
 class _Decoded(NamedTuple):
-    """(n, S, S, 3) uint8 pixels and (n,) labels, None where there are none."""
+    """(n, S, S, 3) uint8 pixels and their classes, (n,), by number; (0,) where no kNN is asked for."""
 
     pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
+    labels: NDArray[np.int64]
 
 
 def effective_rank(features: NDArray[np.float32]) -> float:
@@ -147,34 +170,36 @@ def z_std(z: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(z, dim=1).std(dim=0).mean() * math.sqrt(z.shape[1])
 
 
-def max_bias(z_max: torch.Tensor) -> torch.Tensor:
-    """Mean over images of the cosine of z_max, (N, D), with the all-ones vector; a scalar.
+def target_bias(target: torch.Tensor) -> torch.Tensor:
+    """Mean over images of the cosine of a target, (N, D), with the all-ones vector; a scalar.
 
-    0.56 for two unrelated views of unit variance, 0.18 at a correlation of 0.9. The cosine of the batch's *mean* says
-    nothing: after a BatchNorm it is near 1 for every encoder.
+    For the maximum of two views it is 0.56 if they are unrelated and of unit variance, 0.18 at a correlation of 0.9.
+    The cosine of the batch's *mean* says nothing: after a BatchNorm it is near 1 for every encoder.
     """
-    return nn.functional.cosine_similarity(z_max, torch.ones_like(z_max), dim=1).mean()
+    return nn.functional.cosine_similarity(target, torch.ones_like(target), dim=1).mean()
 
 
-def verdict(now: Health, initial: Health) -> str:
-    """Judges an encoder: `healthy`, `weak` or `collapsed`.
+def verdict(now: Health, initial: Health) -> str | None:
+    """Judges an encoder: `healthy`, `weak` or `collapsed`; None before training.
 
     Collapsed: numbers that are not finite, features or projections of rank near 1, units that no longer vary before
     the last BatchNorm (their variance under its eps: what it then amplifies is noise), or projections that hardly
-    differ. Weak: most of the rank at initialisation is lost, some units are dead, the maximum's mean dominates the
-    target, or the kNN fell below where random weights stood.
+    differ. Weak: most of the rank at initialisation is lost, some units are dead, the target is mostly one constant
+    direction, or the kNN fell below where random weights stood.
 
     Args:
         now: Of the epoch.
         initial: Of the same model before training.
     """
+    if now.z_std is None:
+        return None
     is_finite = all(math.isfinite(value) for value in vars(now).values() if value is not None)
     lost_all = now.rank_backbone < 2 or now.rank_z < 2 or now.pre_bn_var_median < 1 or now.z_std < 0.1
     if lost_all or not is_finite:
         return "collapsed"
     lost_rank = now.rank_backbone < initial.rank_backbone / 4 or now.rank_z < initial.rank_z / 4
     lost_knn = now.knn20 is not None and initial.knn20 is not None and now.knn20 < 0.9 * initial.knn20
-    dominated = now.max_bias > MAX_BIAS
+    dominated = now.target_bias is not None and now.target_bias > MAX_BIAS
     return "weak" if lost_rank or lost_knn or dominated or now.pre_bn_var_min < 1 or now.z_std < 0.5 else "healthy"
 
 
@@ -186,13 +211,16 @@ def raw_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return centred
 
 
-def _decode(images: ImageSet, pre: Preprocessing) -> _Decoded:
-    batches = list(clean_batches(images, pre))
-    if not batches:
-        raise DataError(f"{images.name}: none of {len(images)} sampled images can be read")
-    kept = np.concatenate([positions for _, positions in batches])
-    labels = None if images.labels is None else images.labels[kept]
-    return _Decoded(np.concatenate([pixels for pixels, _ in batches]), labels)
+def _decode(images: ImageSet, pre: Preprocessing, classes: Sequence[str]) -> _Decoded:
+    batches = list(read_batches(images, pre))
+    pixels = np.concatenate([batch.pixels for batch in batches])
+    if not classes:
+        return _Decoded(pixels, np.empty(0, np.int64))
+    return _Decoded(pixels, class_numbers(images, classes)[np.concatenate([batch.indices for batch in batches])])
+
+
+def _chunks(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return [pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE)]
 
 
 @torch.inference_mode()

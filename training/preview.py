@@ -9,7 +9,7 @@ from PIL import Image
 
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sheet import image_grid, write_png
-from mixsiam_hub.training.data import Views, collate, open_for_training
+from mixsiam_hub.training.data import Views, collate, open_for_training, sample
 from mixsiam_hub.training.mixing import mix
 from mixsiam_hub.training.recipe import Recipe
 
@@ -26,7 +26,7 @@ def preview(recipe: Recipe, out: Path) -> Path:
     Raises:
         DataError: The data cannot be used, or none of the eight images can be read.
     """
-    images = open_for_training(recipe.data, recipe.val_data)[0].sample(IMAGES, recipe.seed)
+    images = sample(open_for_training(recipe.data, recipe.val_data)[0], IMAGES, recipe.seed)
     views = Views(images, recipe.augmentation, recipe.mixture, recipe.lam_alpha, recipe.seed)
     batch = collate([views[0, position] for position in range(len(images))])
     if not len(batch.x1):

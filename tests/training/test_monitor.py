@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 
+from sklearn.datasets import load_digits
 from torch import nn
 
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.images.preprocess import load_pixels
 from mixsiam_hub.model.config import Preprocessing
-from mixsiam_hub.training.data import open_images
+from mixsiam_hub.training.data import open_images, sample
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.model import MixSiam
-from mixsiam_hub.training.monitor import MAX_BIAS, Health, Monitor, effective_rank, max_bias, raw_pixels, verdict, z_std
+from mixsiam_hub.training.monitor import (
+    MAX_BIAS,
+    RANK_IMAGES,
+    Health,
+    Monitor,
+    effective_rank,
+    raw_pixels,
+    target_bias,
+    verdict,
+    z_std,
+)
 
 PRE = Preprocessing(16)
 
@@ -46,7 +61,7 @@ def measure(kind: str) -> Health:
     torch.manual_seed(0)
     model = MixSiam(Planted(kind), projector_layers=2, projector_dim=64, predictor_dim=16)
     images = open_images("digits::train")
-    x = torch.stack([torch.from_numpy(np.array(images[i].resize((16, 16)))) for i in range(512)])
+    x = torch.stack([torch.from_numpy(load_pixels(images[i].source, PRE).copy()) for i in range(512)])
     x = x.permute(0, 3, 1, 2).float() / 255
     model.train()
     out = model
@@ -54,7 +69,7 @@ def measure(kind: str) -> Health:
         for _ in range(60):
             out = model(x, x, torch.ones(512, 1, 1, 1))
     monitor = Monitor(images, open_images("digits::val"), PRE, "fp32")
-    return monitor.measure(model, float(z_std(out.z1)), float(max_bias(out.z_max)))
+    return monitor.measure(model, float(z_std(out.z1)), float(target_bias(out.target)))
 
 
 def test_the_verdict_tells_planted_failures_from_a_healthy_encoder() -> None:
@@ -77,12 +92,48 @@ def test_weak_signs_are_seen_one_by_one() -> None:
         {"rank_backbone": 20.0},
         {"rank_z": 20.0},
         {"pre_bn_var_min": 0.5},
-        {"max_bias": MAX_BIAS + 0.05},
+        {"target_bias": MAX_BIAS + 0.05},
         {"z_std": 0.4},
         {"knn20": 0.3},
     ):
         assert verdict(Health(**(vars(good) | change)), good) == "weak", change
     assert verdict(Health(**(vars(good) | {"rank_z": math.nan})), good) == "collapsed"
+
+
+def test_before_training_there_is_no_verdict_and_nothing_invented() -> None:
+    torch.manual_seed(0)
+    model = MixSiam(Backbone("resnet18", 16), projector_layers=2, projector_dim=64, predictor_dim=16)
+    monitor = Monitor(open_images("digits::train"), open_images("digits::val"), Preprocessing(32), "fp32")
+    initial = monitor.measure_untrained(model)
+    assert (initial.z_std, initial.target_bias) == (None, None)
+    assert verdict(initial, initial) is None
+    # With its BatchNorms at (0, 1) instead, an untrained network looks as if it had all but collapsed.
+    assert initial.pre_bn_var_median > 100 * monitor.measure(model).pre_bn_var_median
+
+
+@pytest.mark.parametrize(("w", "target"), [(0, "max"), (1, "max"), (1, "mean"), (1, "max-centred")])
+def test_the_bias_is_of_the_target_that_ran(w: float, target: str) -> None:
+    torch.manual_seed(0)
+    model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16, w=w, target=target)
+    x1, x2 = torch.randn(2, 256, 3, 16, 16)
+    found = model(x1, x2, torch.ones(256, 1, 1, 1)).target
+    if not w:
+        assert found is None
+    elif target == "max":
+        assert float(target_bias(found)) == pytest.approx(MAX_BIAS, abs=0.05)
+    else:
+        assert float(target_bias(found)) == pytest.approx(0, abs=0.05)
+
+
+def test_the_rank_is_measured_on_images_of_every_class(tmp_path: Path) -> None:
+    digits = load_digits()
+    for position, label in enumerate(digits.target):
+        path = tmp_path / str(label) / f"{position}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.uint8(digits.images[position] * 15)).save(path)
+    images = sample(open_images(str(tmp_path)), RANK_IMAGES)
+    assert set(images.labels or ()) == set("0123456789")
+    assert np.diff(images.indices).min() < 0  # The monitor takes the first of these.
 
 
 def test_effective_rank_of_known_matrices() -> None:
@@ -93,21 +144,23 @@ def test_effective_rank_of_known_matrices() -> None:
     assert effective_rank(np.diag([3, 1]).astype(np.float32)) == pytest.approx(math.exp(-(p * np.log(p)).sum()))
 
 
-def test_z_std_and_max_bias_of_known_batches() -> None:
+def test_z_std_and_target_bias_of_known_batches() -> None:
     z = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
     assert float(z_std(z)) == pytest.approx(1, abs=0.02)
     assert float(z_std(torch.ones(10, 64))) == pytest.approx(0, abs=1e-6)
     other = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1))
-    assert float(max_bias(torch.maximum(z, other))) == pytest.approx(math.sqrt(1 / math.pi), abs=0.01)
-    assert float(max_bias(z)) == pytest.approx(0, abs=0.01)
-    assert float(max_bias(torch.ones(3, 8))) == pytest.approx(1)
+    assert float(target_bias(torch.maximum(z, other))) == pytest.approx(math.sqrt(1 / math.pi), abs=0.01)
+    assert float(target_bias(z)) == pytest.approx(0, abs=0.01)
+    assert float(target_bias(torch.ones(3, 8))) == pytest.approx(1)
 
 
 def test_monitor_leaves_the_model_as_it_was() -> None:
     model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    Monitor(open_images("digits::val"), None, PRE, "fp32").measure(model, 1.0, 0.0)
+    monitor = Monitor(open_images("digits::val"), None, PRE, "fp32")
+    monitor.measure_untrained(model)
+    monitor.measure(model, 1.0, 0.0)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -115,7 +168,7 @@ def test_monitor_leaves_the_model_as_it_was() -> None:
 def test_a_diverged_model_is_collapsed_not_a_crash() -> None:
     model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16)
     monitor = Monitor(open_images("digits::train"), open_images("digits::val"), PRE, "fp32")
-    initial = monitor.measure(model, 1.0, 0.0)
+    initial = monitor.measure_untrained(model)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
     assert verdict(monitor.measure(model, math.nan, math.nan), initial) == "collapsed"
