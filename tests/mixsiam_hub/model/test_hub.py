@@ -191,7 +191,7 @@ def test_words_of_the_client_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert len(str(caught.value)) < 1000
 
 
-def test_relative_cache_is_that_of_the_opening(asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_cache_is_that_of_the_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[HubRepo] = []
     monkeypatch.setattr(HubRepo, "open", lambda repo: made.append(repo) or ModelFolder.open(BUILTIN))
     resolve("org/name", cache_dir="cache")
