@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.figures import Evaluation, evaluations_from_json, evaluations_to_json
 from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
 from mixsiam_hub.training.recipe import Recipe, load_recipe
+from mixsiam_hub.untrusted import read_json
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RECIPE_FILE = "recipe.toml"
@@ -121,6 +124,21 @@ def run_recipe(run: Path) -> Recipe:
     return load_recipe(str(path))
 
 
+def read_report(folder: Path) -> tuple[Evaluation, ...]:
+    """Reads a folder's report.json; none without one.
+
+    Raises:
+        DataError: mixsiam did not write it.
+    """
+    path = folder / REPORT_FILE
+    if not os.path.lexists(path):
+        return ()
+    try:
+        return evaluations_from_json(read_json(path, DataError), str(path), DataError)
+    except DataError as error:
+        raise DataError(f"{error}; mixsiam evaluate did not write it: move it away, or name another folder") from None
+
+
 def load_encoder(run: Path) -> TrainedEncoder:
     """Loads a run's newest backbone with its BatchNorm statistics on clean training images.
 
@@ -136,8 +154,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
     prefix = "backbone."
     backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
     use_statistics(backbone, state["statistics"] or _estimate(recipe, backbone))
-    report = run / REPORT_FILE
-    quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    evaluations = read_report(run)
+    quality = evaluations_to_json(evaluations) if evaluations else {}
     first = json.loads(state["log"])[0]
     work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
     provenance = {**first["run"], "recipe": recipe.to_json(), **work}
