@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from mixsiam_hub.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from mixsiam_hub.training.checkpoint import TrainedEncoder
@@ -20,6 +23,17 @@ def pytest_configure() -> None:
     """Stops with one line where the source tree is found instead of an installed package."""
     if importlib.util.find_spec("mixsiam_hub.training") is None:
         raise pytest.UsageError("mixsiam_hub.training cannot be imported; develop with: pip install -e '.[dev]'")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Skips, where torch is not installed, the tests that the package stops by saying which extra they need."""
+    try:
+        yield
+    except MissingExtraError as error:
+        if importlib.util.find_spec("torch"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
