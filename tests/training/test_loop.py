@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
 from mixsiam_hub.errors import DataError, RecipeError
-from mixsiam_hub.training import loop
+from mixsiam_hub.training import checkpoint, loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
 from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
 from mixsiam_hub.training.recipe import Recipe, load_recipe
@@ -55,6 +56,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert one["step"] == two["step"]
     for name, tensor in one["model"].items():
         assert torch.equal(tensor, two["model"][name]), name
+    for name, tensor in one["statistics"].items():
+        assert torch.equal(tensor, two["statistics"][name]), name
     for index, state in one["optimiser"]["state"].items():
         assert torch.equal(state["momentum_buffer"], two["optimiser"]["state"][index]["momentum_buffer"])
     assert log(a) == log(b)
@@ -73,7 +76,16 @@ def test_run_folder_holds_recipe_log_and_checkpoint(whole_run: Path) -> None:
     lines = log(whole_run)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert [line["step"] for line in lines] == [0, 4, 8]
-    health = {"rank_backbone", "rank_z", "pre_bn_var_min", "pre_bn_var_median", "z_std", "max_bias", "knn20", "knn200"}
+    health = {
+        "rank_backbone",
+        "rank_z",
+        "pre_bn_var_min",
+        "pre_bn_var_median",
+        "z_std",
+        "target_bias",
+        "knn20",
+        "knn200",
+    }
     for line in lines[1:]:
         assert health == set(line["health"])
         assert {"loss", "loss_sim", "loss_mix", "verdict", "lr", "skipped", "rank_z_rel"} <= set(line)
@@ -209,13 +221,31 @@ def test_trained_encoder_carries_clean_statistics(whole_run: Path) -> None:
     encoder = load_encoder(whole_run)
     trained = read_checkpoint(whole_run)["model"]
     for name, tensor in encoder.backbone.state_dict().items():
-        is_statistic = "running" in name or "num_batches" in name
+        is_statistic = "running" in name
         assert torch.equal(tensor, trained[f"backbone.{name}"]) != is_statistic, name
     again = load_encoder(whole_run).backbone.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in encoder.backbone.state_dict().items())
     assert not encoder.backbone.training
     assert encoder.provenance["recipe"]["data"] == "digits::val"
     assert str(whole_run.parent) not in json.dumps(encoder.provenance)
+
+
+def test_a_run_that_has_ended_ships_without_its_data(whole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*specs: str) -> None:
+        raise DataError("the data are gone")
+
+    statistics = load_encoder(whole_run).backbone.state_dict()
+    monkeypatch.setattr(checkpoint, "open_for_training", gone)
+    assert all(torch.equal(statistics[name], t) for name, t in load_encoder(whole_run).backbone.state_dict().items())
+
+
+def test_a_run_that_has_not_ended_has_its_statistics_estimated(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    state = read_checkpoint(whole_run)
+    torch.save(state | {"statistics": {}}, tmp_path / "run" / CHECKPOINT_FILE)
+    found = load_encoder(tmp_path / "run").backbone.state_dict()
+    for name, tensor in state["statistics"].items():
+        assert torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-5), name
 
 
 def test_no_run_no_encoder(tmp_path: Path) -> None:
