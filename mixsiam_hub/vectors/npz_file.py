@@ -44,7 +44,7 @@ def read(file: BinaryIO, size: int) -> tuple[NDArray[np.float32], list[str], dic
 
 
 def _array(archive: zipfile.ZipFile, name: str, kind: str, ndim: int, size: int) -> NDArray[Any]:
-    """Reads an array once its header says that it is of a kind and as long as its member, and that the file holds it."""
+    """Reads an array, once its header is known to name the right kind and as many bytes as there are."""
     if f"{name}.npy" not in archive.namelist():
         raise DataError(f"it has no array {name}; `mixsiam embed` writes one")
     member = archive.getinfo(f"{name}.npy")

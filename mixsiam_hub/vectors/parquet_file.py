@@ -94,7 +94,7 @@ def _check_schema(schema: Any) -> None:
 
 
 def _encoded(ids: Sequence[str]) -> list[str] | list[bytes]:
-    """Returns the ids as they are; all as bytes where one holds lone surrogates, as file names that are no Unicode do."""
+    """Returns the ids; all as bytes where one has lone surrogates, which stand for file names that are no Unicode."""
     try:
         "".join(ids).encode()
     except UnicodeEncodeError:

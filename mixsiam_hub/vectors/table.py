@@ -17,6 +17,9 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.untrusted import one_line, open_regular, quote
 from mixsiam_hub.vectors import npz_file, parquet_file
 
+BUILTIN_LABEL = "built-in"
+"""What `VectorFile.model` holds for the encoder that comes with this package."""
+
 
 @dataclass(frozen=True, eq=False)
 class VectorFile:
@@ -29,7 +32,7 @@ class VectorFile:
         ids: N names, usually paths as they were given.
         fingerprint: Of the encoder, a sha256 in hex.
         variant: Of the encoder: precision and decoding.
-        model: Name of the encoder, for people.
+        model: What the encoder was opened by, for people: a folder, `org/name@commit`, or BUILTIN_LABEL.
     """
 
     vectors: NDArray[np.float32]
