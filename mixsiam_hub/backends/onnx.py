@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, VARIANT_FILES, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.per_process import PerProcess
+from mixsiam_hub.untrusted import parsing
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -51,7 +53,9 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
-        """Checks the folder's files; the session is made at the first call.
+        """Opens the session, so that what is wrong with the folder's files is said now.
+
+        A forked child opens its own, from files that are read and checked again.
 
         Args:
             folder: The model.
@@ -60,7 +64,8 @@ class OnnxBackend:
             threads: CPU threads that one call uses.
 
         Raises:
-            ModelError: A file is missing or was changed, or the folder has no graph of that precision.
+            ModelError: A file is missing, was changed or cannot be run, or the folder has no graph of that precision.
+            BackendError: onnxruntime cannot use the device.
         """
         self.device = device
         self.precision = precision
@@ -72,10 +77,8 @@ class OnnxBackend:
                 f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32' or another "
                 f"backend, or make a folder that has it: mixsiam export {source} FOLDER --license ID --calibration DATA"
             )
-        graph = folder.file(name)
-        # A compact folder's graph has its weights outside itself.
-        weights = folder.file(WEIGHTS_FILE) if name == COMPACT_ONNX_FILE else None
-        self._session = PerProcess(lambda: _open_session(graph, weights, folder.config.dim, device, threads))
+        self._session = PerProcess(lambda: _open_session(folder, name, device, threads))
+        self._session.get()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxBackend, self._arguments
@@ -93,8 +96,8 @@ class OnnxBackend:
         return result
 
 
-def _open_session(graph: Path, weights: Path | None, dim: int, device: str, threads: int) -> InferenceSession:
-    """Returns a session on a graph whose inputs and outputs were checked."""
+def _open_session(folder: ModelFolder, name: str, device: str, threads: int) -> InferenceSession:
+    """Returns a session on one of a folder's graphs, from the bytes that were checked, never from the file again."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,19 +106,19 @@ def _open_session(graph: Path, weights: Path | None, dim: int, device: str, thre
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         providers.insert(0, (CUDA_PROVIDER, {"device_id": int(device.partition(":")[2])}))
-    if weights:
-        # From memory: in the Hub's cache the two files are links into different folders, and onnxruntime opens no
-        # data outside the graph's own.
-        data = weights.read_bytes()
-        options.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [data], [len(data)])
-    try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no root below Exception.
-        raise ModelError(f"{graph} cannot be run: {error}") from error
+    # Else a graph could take its weights from any file of the working directory.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    if name == COMPACT_ONNX_FILE:  # Its weights are outside itself.
+        weights = folder.read(WEIGHTS_FILE)
+        options.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
+    graph = folder.path / name
+    data = folder.read(name)
+    with parsing(graph, form="a graph"):
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
     # onnxruntime falls back to the CPU without an error when CUDA's libraries are not found.
     if device.startswith("cuda") and CUDA_PROVIDER not in session.get_providers():
         raise BackendError(f"onnxruntime could not use {device}; install CUDA's libraries, or give device='cpu'")
-    _check_graph(session, graph, dim)
+    _check_graph(session, graph, folder.config.dim)
     return session
 
 
