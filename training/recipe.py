@@ -170,11 +170,20 @@ class Recipe:
         return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items())
 
 
+_PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "images", "data"}
+"""Names of folders that say nothing without the name of the folder above them."""
+
+
 def data_name(spec: str) -> str:
-    """Returns a data set's name: its folder's, a file behind it, and its `::train` or `::val`."""
+    """Returns a data set's name without the machine's folders.
+
+    It is its folder's; for a file, or a folder of a name such as `train`, with the folder above it in front; and its
+    `::train` or `::val`.
+    """
     where, colons, part = spec.partition("::")
     path = Path(where)
-    return f"{Path(path.parent.name, path.name) if path.suffix else path.name}{colons}{part}"
+    needs_parent = path.suffix or path.name.lower() in _PART_NAMES
+    return f"{Path(path.parent.name, path.name).as_posix() if needs_parent else path.name}{colons}{part}"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="needs the extra train")
 
 from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.training.recipe import Recipe, load_recipe, recipe_from
+from mixsiam_hub.training.recipe import Recipe, data_name, load_recipe, recipe_from
 
 SHIPPED = sorted(
     item.name.removesuffix(".toml")
@@ -100,3 +100,18 @@ def test_epochs_scale_with_the_number_of_images() -> None:
 def test_simsiam_has_no_mixture_and_lr_scales_with_the_batch() -> None:
     assert Recipe(method="simsiam", w=1.0).mixture_weight == 0
     assert Recipe(lr=0.05, batch_size=512).peak_lr == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("/home/me/tiny-imagenet", "tiny-imagenet"),
+        ("tiny-imagenet::val", "tiny-imagenet::val"),
+        ("/data/cifar10/test.parquet", "cifar10/test.parquet"),
+        ("/data/pets/train", "pets/train"),
+        ("/data/birds/Val::train", "birds/Val::train"),
+        ("digits", "digits"),
+    ],
+)
+def test_the_name_of_a_data_set_says_which_it_is_and_not_where(spec: str, name: str) -> None:
+    assert data_name(spec) == name
