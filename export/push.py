@@ -26,7 +26,7 @@ from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
 from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error
+from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error, unless_secret
 from mixsiam_hub.model.known_answers import verify
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.untrusted import read_json, sha256_file
@@ -312,7 +312,7 @@ def _check_pulled_back(plan: PushPlan, done: Pushed) -> None:
         raise HubError(f"{at} does not come back as it was pushed: {error}. {_way_back(plan, done)}") from error
     except Exception as error:
         failed = f"{at} was pushed, but could not be pulled back to check it"
-        raise HubError(f"{hub_error(error, failed)}; then check it with: mixsiam verify {at}") from error
+        raise HubError(f"{hub_error(error, failed)}; then check it with: mixsiam verify {at}") from unless_secret(error)
 
 
 def _compare(plan: PushPlan, repo: HubRepo) -> None:
@@ -371,4 +371,4 @@ def _explained(failed: str) -> Iterator[None]:
     except (HubError, ModelError):
         raise
     except Exception as error:
-        raise hub_error(error, failed) from error
+        raise hub_error(error, failed) from unless_secret(error)

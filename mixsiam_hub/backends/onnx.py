@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import importlib
 import logging
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.backends.signature import FEATURE_MAP, INPUT, POOLED, Signature, check_signature, network_signature
+from mixsiam_hub.backends.graph import CUDA_PROVIDER, Graph
+from mixsiam_hub.backends.signature import FEATURE_MAP, POOLED, network_signature
 from mixsiam_hub.errors import BackendError, ModelError
-from mixsiam_hub.model.files import COMPACT_ONNX_FILE, VARIANT_FILES, WEIGHTS_FILE
+from mixsiam_hub.model.files import VARIANT_FILES
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.per_process import PerProcess
 from mixsiam_hub.untrusted import one_line
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-CUDA_PROVIDER = "CUDAExecutionProvider"
 _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e74697479120167"
     "5a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
@@ -85,7 +80,9 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
-        """Checks the folder's files; the session is made at the first call.
+        """Opens the session, so that what is wrong with the folder's files is said now.
+
+        A forked child opens its own, from files that are read and checked again.
 
         Args:
             folder: The model.
@@ -94,7 +91,8 @@ class OnnxBackend:
             threads: CPU threads that one call uses.
 
         Raises:
-            ModelError: A file is missing or was changed, or the folder has no graph of that precision.
+            ModelError: A file is missing, was changed or cannot be run, or the folder has no graph of that precision.
+            BackendError: onnxruntime cannot use the device.
         """
         self.device = device
         self.precision = precision
@@ -106,60 +104,15 @@ class OnnxBackend:
                 f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32' or another "
                 f"backend, or make a folder that has it: mixsiam export {source} FOLDER --license ID --calibration DATA"
             )
-        graph = folder.file(name)
-        # A compact folder's graph has its weights outside itself.
-        weights = folder.file(WEIGHTS_FILE) if name == COMPACT_ONNX_FILE else None
-        self._graph = graph
-        self._signature = network_signature(folder.config)
-        self._session = PerProcess(lambda: _open_session(graph, weights, self._signature, device, threads))
+        self._graph = Graph(folder, name, network_signature(folder.config), device, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxBackend, self._arguments
 
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.pooled."""
-        return self._run(POOLED, pixels)
+        return self._graph.run(POOLED, pixels)
 
     def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.feature_map."""
-        return self._run(FEATURE_MAP, pixels)
-
-    def _run(self, output: str, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        session = self._session.get()
-        try:
-            result: NDArray[np.float32] = session.run([output], {INPUT: pixels})[0]
-        except Exception as error:  # onnxruntime's errors share no root below Exception.
-            raise ModelError(f"{self._graph} cannot be run on {self.device}: {one_line(error)}") from error
-        expected = (len(pixels), *self._signature.outputs[output].shape[1:])
-        if result.shape != expected:  # onnxruntime does not hold a graph to what it declares.
-            given = f"{output} of shape {result.shape} for {len(pixels)} images"
-            raise ModelError(f"{self._graph} gives {given}; it must be {expected}")
-        return result
-
-
-def _open_session(
-    graph: Path, weights: Path | None, signature: Signature, device: str, threads: int
-) -> InferenceSession:
-    """Returns a session on a graph whose inputs and outputs were checked."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # Errors only: what concerns a user is raised.
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.startswith("cuda"):
-        providers.insert(0, (CUDA_PROVIDER, {"device_id": int(device.partition(":")[2])}))
-    if weights:
-        # From memory: in the Hub's cache the two files are links into different folders, and onnxruntime opens no
-        # data outside the graph's own.
-        data = weights.read_bytes()
-        options.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [data], [len(data)])
-    try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
-    except Exception as error:
-        raise ModelError(f"{graph} cannot be run on {device}: {one_line(error)}") from error
-    # onnxruntime falls back to the CPU without an error when CUDA's libraries are not found.
-    if device.startswith("cuda") and CUDA_PROVIDER not in session.get_providers():
-        raise BackendError(f"onnxruntime could not use {device}; install CUDA's libraries, or give device='cpu'")
-    check_signature(session, graph, signature)
-    return session
+        return self._graph.run(FEATURE_MAP, pixels)

@@ -17,6 +17,7 @@ from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.encoder import ImageEncoder
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.images.sources import Item
 from mixsiam_hub.model import hub
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import (
@@ -31,7 +32,11 @@ from mixsiam_hub.model.files import (
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.processors import fastembed_json, preprocessor_json
 from mixsiam_hub.model.tensors import fingerprint, read_tensors
-from mixsiam_hub.untrusted import read_json
+from mixsiam_hub.untrusted import field, number, one_of, path_inside, quote
+
+MAX_ANSWERS = 1000
+MAX_FEATURE = 1e6
+"""Bounds of what vectors.json may hold: export writes ten images, whose features are below 100."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def replay(folder: ModelFolder, backend_names: Sequence[str]) -> list[Answer]:
         BackendError: A backend that cannot be had here.
     """
     min_cosine, files, expected = _read_answers(folder)
-    images = [folder.file(f"{ANSWERS}/{file}") for file in files]
+    images = [Item(file, folder.read(f"{ANSWERS}/{file}")) for file in files]
     threads = available_cpus()
     answers: list[Answer] = []
     for name in backend_names:
@@ -131,7 +136,7 @@ def check_fingerprint(folder: ModelFolder) -> None:
     Raises:
         ModelError: It is not mixsiam.json's, or the weights are no safetensors file.
     """
-    tensors = read_tensors(folder.file(WEIGHTS_FILE))
+    tensors = read_tensors(folder.read(WEIGHTS_FILE), folder.path / WEIGHTS_FILE)
     if (got := fingerprint(tensors, folder.config)) != folder.manifest.fingerprint:
         raise ModelError(
             f"{folder.path}: the fingerprint of {WEIGHTS_FILE} and {CONFIG_FILE} is {got}, mixsiam.json says "
@@ -149,15 +154,13 @@ def check_preprocessing(folder: ModelFolder) -> None:
     if FASTEMBED_FILE not in folder.manifest.files:
         del copies[FASTEMBED_FILE]  # A compact folder has no onnx/.
     for name, expected in copies.items():
-        path = folder.file(name)
-        copy = read_json(path)
+        copy = folder.read_json(name)
         for key, value in expected.items():
             if copy.get(key) != value:
-                raise ModelError(f"{path}: {key} is {copy.get(key)}; {CONFIG_FILE} asks for {value}")
-    path = folder.file(PROCESSOR_FILE)
-    raw = read_json(path).get("image_processor")
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path}: image_processor is {raw!r}; it must be an object")
+                got = quote(copy.get(key))
+                raise ModelError(f"{folder.path / name}: {key} is {got}; {CONFIG_FILE} asks for {value}")
+    path = folder.path / PROCESSOR_FILE
+    raw = field(folder.read_json(PROCESSOR_FILE), "image_processor", dict, str(path))
     other = ModelConfig.from_json(raw, f"{path}: image_processor").preprocessing
     if other != folder.config.preprocessing:
         raise ModelError(f"{path} holds {other}; {CONFIG_FILE} holds {folder.config.preprocessing}")
@@ -165,19 +168,27 @@ def check_preprocessing(folder: ModelFolder) -> None:
 
 def _read_answers(folder: ModelFolder) -> tuple[float, list[str], NDArray[np.float64]]:
     """Returns min_cosine, the file names and their vectors, (n, D)."""
-    path = folder.file(ANSWERS_FILE)
-    raw = read_json(path)
-    try:
-        if raw["format_version"] != 1:
-            raise ModelError(f"{path}: format_version is {raw['format_version']}, this mixsiam-hub reads 1")
-        files = [str(entry["file"]) for entry in raw["files"]]
-        vectors = np.array([entry["vector"] for entry in raw["files"]], np.float64).reshape(len(files), -1)
-        min_cosine = float(raw["min_cosine"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} does not have the form of known answers: {error!r}; export it again") from error
-    if not files or vectors.shape[1] != folder.config.dim:
-        raise ModelError(f"{path} has vectors of shape {vectors.shape}; they must be (n, {folder.config.dim}), n > 0")
-    return min_cosine, files, vectors
+    source = str(folder.path / ANSWERS_FILE)
+    raw = folder.read_json(ANSWERS_FILE)
+    one_of(field(raw, "format_version", int, source), (1,), "format_version", source)
+    min_cosine = number(field(raw, "min_cosine", (int, float), source), -1, 1, "min_cosine", source)
+    entries = field(raw, "files", list, source)
+    if not 0 < len(entries) <= MAX_ANSWERS:
+        raise ModelError(f"{source} has {len(entries)} files; it must have 1 to {MAX_ANSWERS}")
+    files = [_answer(entry, folder.config.dim, source) for entry in entries]
+    return min_cosine, [file for file, _ in files], np.array([vector for _, vector in files], np.float64)
+
+
+def _answer(entry: object, dim: int, source: str) -> tuple[str, list[float]]:
+    """Returns the file name and the vector, of `dim` features, of one entry of the known answers."""
+    if not isinstance(entry, dict):
+        raise ModelError(f"{source}: an entry of files is {quote(entry)}; it must be an object")
+    file = field(entry, "file", str, source)
+    path_inside(Path(ANSWERS), file, source)
+    vector = field(entry, "vector", list, source)
+    if len(vector) != dim:
+        raise ModelError(f"{source}: the vector of {file} has {len(vector)} features; it must have {dim}")
+    return file, [number(value, -MAX_FEATURE, MAX_FEATURE, f"the vector of {file}", source) for value in vector]
 
 
 def _compare(got: NDArray[np.float32], want: NDArray[np.float64]) -> tuple[float, float]:

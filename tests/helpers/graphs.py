@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-from mixsiam_hub.model.files import MANIFEST_FILE
-from mixsiam_hub.untrusted import read_json, sha256_file
+from manifests import edit_manifest
 
 
 def foreign_network(
@@ -69,13 +66,5 @@ def with_file(folder: Path, name: str, content: bytes, to: Path) -> Path:
     shutil.copytree(folder, to, copy_function=os.link)
     (to / name).unlink(missing_ok=True)
     (to / name).write_bytes(content)
-    manifest = read_json(folder / MANIFEST_FILE)
-    manifest["files"][name] = sha256_file(to / name)
-    write_manifest(to, manifest)
+    edit_manifest(to, name)
     return to
-
-
-def write_manifest(folder: Path, manifest: dict[str, object]) -> None:
-    """Replaces mixsiam.json, which may be a link to another folder's."""
-    (folder / MANIFEST_FILE).unlink()
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
