@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mixsiam_hub.backends import choose as backends
-from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.backbone import Backbone, pool
 from mixsiam_hub.backends.choose import Backend
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import ModelError
@@ -141,7 +141,7 @@ def run(backbone: Backbone, pixels: Floats) -> tuple[Floats, Floats]:
     """Returns pooled features, (N, D), and the feature map, (N, D, h, w), of pixels, (N, 3, S, S), all float32."""
     with torch.inference_mode():
         features = backbone.features(torch.from_numpy(pixels))
-        return features.mean((2, 3)).numpy(), features.numpy()
+        return pool(features).numpy(), features.numpy()
 
 
 def _load(name: str, folder: ModelFolder) -> Backend:
