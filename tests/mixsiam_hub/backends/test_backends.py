@@ -81,7 +81,7 @@ def test_present_backends_are_those_installed(monkeypatch: pytest.MonkeyPatch) -
 
 def _half(folder: Path, *, keep_io_types: bool = True) -> bytes:
     """The fp32 graph of a folder in float16."""
-    import onnx
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     graph = convert_float_to_float16(onnx.load(folder / ONNX_FILE), keep_io_types=keep_io_types)
