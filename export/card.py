@@ -15,8 +15,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mixsiam_hub.export.parity import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_COSINE
+from mixsiam_hub.export.parity import MAX_RELATIVE_ERROR, MIN_COSINE
 from mixsiam_hub.export.pictures import SHEET_COUNT
+from mixsiam_hub.model.bars import MAX_LEVELS
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
 from mixsiam_hub.model.hub import HUB_ID

@@ -20,6 +20,7 @@ from mixsiam_hub.export.fidelity import Floats, Labels, compare
 from mixsiam_hub.export.quantise import write_fp16, write_int8
 from mixsiam_hub.images.preprocess import normalise, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.bars import BARS
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE
 from mixsiam_hub.training.data import ImageSet, open_images
@@ -27,7 +28,7 @@ from mixsiam_hub.training.recipe import data_name
 
 MIN_CALIBRATION, MAX_CALIBRATION = 200, 512
 MIN_MEASURED, MAX_MEASURED = 100, 2000
-MIN_MEAN_COSINE, MIN_COSINE = 0.995, 0.97
+MIN_MEAN_COSINE, MIN_COSINE = BARS["int8"]
 
 _BATCH_SIZE = 16
 Pixels = Sequence[NDArray[np.uint8]]

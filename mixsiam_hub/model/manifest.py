@@ -102,9 +102,14 @@ class Manifest:
         return cls(**values)
 
     @property
+    def is_compact(self) -> bool:
+        """Whether the folder has one graph, which takes its weights from model.safetensors, and no other."""
+        return self.weights == "fp16"
+
+    @property
     def onnx_file(self) -> str:
         """Path of the fp32 graph within the folder."""
-        return COMPACT_ONNX_FILE if self.weights == "fp16" else ONNX_FILE
+        return COMPACT_ONNX_FILE if self.is_compact else ONNX_FILE
 
 
 def checksum(raw: Mapping[str, Any]) -> str:
