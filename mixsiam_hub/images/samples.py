@@ -81,14 +81,15 @@ def _place(size: tuple[int, int], rng: random.Random) -> tuple[float, float, flo
 def _disc(size: tuple[int, int], paper: Colour, ink: Colour, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", size, paper)
     x, y, radius = _place(size, rng)
-    ImageDraw.Draw(image).circle((x, y), radius, fill=ink)
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
     return image
 
 
 def _ring(size: tuple[int, int], paper: Colour, ink: Colour, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", size, paper)
     x, y, radius = _place(size, rng)
-    ImageDraw.Draw(image).circle((x, y), radius, outline=ink, width=round(radius * rng.uniform(0.2, 0.4)))
+    box = (x - radius, y - radius, x + radius, y + radius)
+    ImageDraw.Draw(image).ellipse(box, outline=ink, width=round(radius * rng.uniform(0.2, 0.4)))
     return image
 
 
