@@ -13,10 +13,12 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.figures import Evaluation, evaluations_from_json
 from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
 from mixsiam_hub.training.recipe import Recipe, load_recipe
+from mixsiam_hub.untrusted import read_json
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RECIPE_FILE = "recipe.toml"
@@ -97,7 +99,7 @@ class TrainedEncoder:
         config: Architecture, stride and the deployed preprocessing.
         method: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
-        quality: The run's report.json, or empty.
+        evaluations: From the run's report.json.
         report: The picture of it, where there is one.
     """
 
@@ -105,7 +107,7 @@ class TrainedEncoder:
     config: ModelConfig
     method: str
     provenance: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
     report: Path | None = None
 
 
@@ -128,7 +130,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
     where the recipe says.
 
     Raises:
-        DataError: The folder is no run, has no checkpoint yet, or has not ended and its data are gone.
+        DataError: The folder is no run, has no checkpoint yet, has not ended and its data are gone, or holds a
+            report.json that `mixsiam evaluate` did not write.
     """
     recipe = run_recipe(run)
     state = read_checkpoint(run)
@@ -137,7 +140,7 @@ def load_encoder(run: Path) -> TrainedEncoder:
     backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
     use_statistics(backbone, state["statistics"] or _estimate(recipe, backbone))
     report = run / REPORT_FILE
-    quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    evaluations = _read_report(report) if report.is_file() else ()
     first = json.loads(state["log"])[0]
     work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
     provenance = {**first["run"], "recipe": recipe.to_json(), **work}
@@ -147,9 +150,13 @@ def load_encoder(run: Path) -> TrainedEncoder:
         recipe.model_config,
         recipe.method,
         provenance,
-        quality,
-        picture if quality and picture.is_file() else None,
+        evaluations,
+        picture if evaluations and picture.is_file() else None,
     )
+
+
+def _read_report(path: Path) -> tuple[Evaluation, ...]:
+    return evaluations_from_json(read_json(path, DataError), str(path), DataError)
 
 
 def _estimate(recipe: Recipe, backbone: Backbone) -> Statistics:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.model.figures import Evaluation, Parity, evaluations_from_json, evaluations_to_json
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
 from mixsiam_hub.untrusted import field, one_of
 
@@ -29,8 +30,8 @@ class Manifest:
             and this manifest was made in memory.
         weights: How model.safetensors stores convolutions: `fp32`, or `fp16` in a compact folder.
         training: Provenance: recipe, data, epochs, seconds, versions, hardware. Free-form.
-        parity: Measured differences between the runtimes, written by export. Free-form.
-        quality: Evaluation figures with their floors, from report.json. Free-form.
+        parity: Measured differences between the runtimes; None before export has measured them.
+        evaluations: From report.json; `quality` in mixsiam.json.
         format_version: Of this file; a loader refuses one it does not know.
     """
 
@@ -42,13 +43,16 @@ class Manifest:
     method: str = "mixsiam"
     weights: str = "fp32"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    parity: dict[str, Any] = dataclasses.field(default_factory=dict)
-    quality: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parity: Parity | None = None
+    evaluations: tuple[Evaluation, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """Returns mixsiam.json, format_version first."""
-        return {"format_version": self.format_version} | asdict(self)
+        own = {"format_version": self.format_version} | vars(self)
+        del own["evaluations"]
+        parity = self.parity.to_json() if self.parity else {}
+        return own | {"parity": parity, "quality": evaluations_to_json(self.evaluations)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], source: str = MANIFEST_FILE) -> Manifest:
@@ -73,7 +77,12 @@ class Manifest:
         for name, digest in values["files"].items():
             if name.startswith("/") or ".." in Path(name).parts or not isinstance(digest, str):
                 raise ModelError(f"{source}: files[{name!r}] must map a path inside the folder to a sha256")
-        return cls(**values)
+        parity, quality = values.pop("parity"), values.pop("quality")
+        return cls(
+            **values,
+            parity=Parity.from_json(parity, f"{source}: parity") if parity else None,
+            evaluations=evaluations_from_json(quality, f"{source}: quality"),
+        )
 
     @property
     def onnx_file(self) -> str:

@@ -61,7 +61,7 @@ def test_training_does_not_import_export() -> None:
 
 
 def test_export_imports_of_training_only_the_checkpoint_and_what_reads_and_judges_images() -> None:
-    allowed = [f"mixsiam_hub.training.{name}" for name in ("checkpoint", "recipe.data_name", "data", "knn")]
+    allowed = [f"mixsiam_hub.training.{name}" for name in ("checkpoint", "recipe.data_name", "data", "features", "knn")]
     found = [i for i in _of("export") if _is(i.module, "mixsiam_hub.training")]
     assert [i for i in found if not _is(i.module, *allowed)] == []
 
