@@ -15,8 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mixsiam_hub.export.parity import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_COSINE
-from mixsiam_hub.export.pictures import SHEET_COUNT
+from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import Variant
 from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
@@ -27,6 +26,8 @@ BUILTIN_CARD = None
 """Name of the encoder inside the package, which no folder can have."""
 ROUNDING = "fp16_rounding_min_cosine"
 """Key of mixsiam.json's `training`: what it cost to round the weights to 16 bits."""
+SHEET_COUNT = 64
+"""Drawn images among which the card's picture shows neighbours."""
 
 _TEMPLATE = "card_template.md"
 _LOADERS = "loaders.json"
@@ -238,7 +239,7 @@ def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     if pixels := parity.preprocess:
         yield "preprocess.onnx against Pillow, grey levels", str(pixels.max_levels), str(MAX_LEVELS)
         yield "preprocess.onnx against Pillow, share of values that differ", f"{pixels.share_off:.1e}", "-"
-    yield "file to vector, smallest cosine", str(parity.file_to_vector_min_cosine), str(MIN_COSINE)
+    yield "file to vector, smallest cosine", str(parity.file_to_vector_min_cosine), str(MIN_FILE_COSINE)
     if rounding := manifest.training.get(ROUNDING):
         yield "weights rounded to 16 bits against those trained, smallest cosine", str(rounding), "-"
 

@@ -20,15 +20,13 @@ from mixsiam_hub.errors import ModelError
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.model.figures import Parity, PreprocessParity
 from mixsiam_hub.model.files import PREPROCESS_FILE
 from mixsiam_hub.model.folder import ModelFolder
 
 BATCH_SIZES = (1, 2, 3, 17)
-MAX_RELATIVE_ERROR = 1e-4
-MIN_COSINE = 0.99999
-MAX_LEVELS = 1
 SIZES = ((1, 1), (2, 7), (31, 33), (97, 101), (301, 97), (225, 640), (641, 479), (1001, 1500))
 """(height, width) of the images that preprocess.onnx is tried on; of the fifth, Pillow shrinks the height first."""
 
@@ -62,8 +60,8 @@ def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path
         _at_most(f"the largest difference between {PREPROCESS_FILE} and Pillow, in grey levels,", levels, MAX_LEVELS)
         prepared = PreprocessParity(levels, _short(share), SIZES)
     cosine = file_cosine(backbone, networks["onnx"], session, pre, files)
-    if not cosine >= MIN_COSINE:
-        raise ModelError(_refusal("the smallest cosine from file to vector", cosine, f"at least {MIN_COSINE}"))
+    if not cosine >= MIN_FILE_COSINE:
+        raise ModelError(_refusal("the smallest cosine from file to vector", cosine, f"at least {MIN_FILE_COSINE}"))
     return Parity(
         max_relative_error={name: _short(error) for name, error in errors.items()},
         batch_sizes=BATCH_SIZES,

@@ -19,6 +19,7 @@ from mixsiam_hub.export.fidelity import Floats, Labels, compare
 from mixsiam_hub.export.quantise import write_fp16, write_int8
 from mixsiam_hub.images.preprocess import normalise, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.bars import BARS
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.model.figures import Fidelity, Variant
 from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE
@@ -28,7 +29,6 @@ from mixsiam_hub.training.recipe import data_name
 
 MIN_CALIBRATION, MAX_CALIBRATION = 200, 512
 MIN_MEASURED, MAX_MEASURED = 100, 2000
-MIN_MEAN_COSINE, MIN_COSINE = 0.995, 0.97
 
 _BATCH_SIZE = 16
 Pixels = Sequence[NDArray[np.uint8]]
@@ -99,7 +99,7 @@ def write_variants(
         fp16 holds, is left out and recorded as such.
 
     Raises:
-        ModelError: int8's vectors are too far from fp32's: below MIN_MEAN_COSINE or, the worst, MIN_COSINE.
+        ModelError: int8's vectors are further from fp32's than BARS allows.
     """
     images = calibration or _drawn(pre)
     full = folder / ONNX_FILE
@@ -109,7 +109,8 @@ def write_variants(
         variants = {}
         for precision, graph in graphs.items():
             fidelity = compare(expected, _embed(graph, images.measured, pre), images.labels)
-            is_close = fidelity.mean_cosine >= MIN_MEAN_COSINE and fidelity.min_cosine >= MIN_COSINE
+            bar = BARS[precision]
+            is_close = fidelity.mean_cosine >= bar.mean and fidelity.min_cosine >= bar.min
             is_int8 = precision == "int8"
             if is_int8 and not is_close and not force:
                 raise ModelError(_refusal(images.data, fidelity))
@@ -162,6 +163,6 @@ def _embed(graph: Path, pixels: Pixels, pre: Preprocessing) -> Floats:
 def _refusal(data: str, fidelity: Fidelity) -> str:
     return (
         f"the int8 graph's cosine to fp32, on {fidelity.images} images of {data}, is {fidelity.mean_cosine} on average "
-        f"and {fidelity.min_cosine} at worst; at least {MIN_MEAN_COSINE} and {MIN_COSINE} are needed. Nothing was "
-        "written: calibrate on more images, or on images more like those that will be embedded; or force it"
+        f"and {fidelity.min_cosine} at worst; at least {BARS['int8'].mean} and {BARS['int8'].min} are needed. "
+        "Nothing was written: calibrate on more images, or on images more like those that will be embedded; or force it"
     )

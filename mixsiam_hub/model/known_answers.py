@@ -79,11 +79,27 @@ def verify_folder(name_or_path: str | Path | None = None) -> Verified:
     return verify(hub.resolve(name_or_path))
 
 
-def verify(folder: ModelFolder) -> Verified:
-    """Checks a folder: the sha256 of every file, the fingerprint, the copies of the preprocessing, the known answers.
+def verify(folder: ModelFolder, backend_names: Sequence[str] | None = None) -> Verified:
+    """Checks a folder's files and replays its known answers.
+
+    Args:
+        folder: The folder.
+        backend_names: Where to replay them; None is on every backend installed here.
 
     Raises:
         ModelError: Something does not hold; the message says what.
+        HubError: A file of a repository cannot be fetched.
+    """
+    check_files(folder)
+    answers = replay(folder, backends.present_backends() if backend_names is None else backend_names)
+    return Verified(folder, len(folder.manifest.files), answers)
+
+
+def check_files(folder: ModelFolder) -> None:
+    """Checks the sha256 of every file, the fingerprint and the copies of the preprocessing; computes no vector.
+
+    Raises:
+        ModelError: Something does not hold, or it is a folder that timm saved; the message says what.
         HubError: A file of a repository cannot be fetched.
     """
     if folder.is_plain:
@@ -95,7 +111,6 @@ def verify(folder: ModelFolder) -> Verified:
         folder.file(name)
     check_fingerprint(folder)
     check_preprocessing(folder)
-    return Verified(folder, len(folder.manifest.files), replay(folder, backends.present_backends()))
 
 
 def replay(folder: ModelFolder, backend_names: Sequence[str]) -> list[Answer]:
