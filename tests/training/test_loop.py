@@ -236,7 +236,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytes
         raise OutputError("checkpoint.pt cannot be written: No space left on device")
 
     monkeypatch.setattr(loop, "save_checkpoint", full)
-    with pytest.raises(OutputError, match="No space left on device; .*--resume"):
+    with pytest.raises(OutputError, match=r"No space left on device; .*--resume"):
         train(photo_recipe(tmp_path / "run", photos(tmp_path / "photos")))
 
 
