@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.figures import Evaluation, evaluations_from_json
 from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
 from mixsiam_hub.training.recipe import Recipe, load_recipe
-from mixsiam_hub.untrusted import one_line, parsing
+from mixsiam_hub.untrusted import one_line, parsing, read_json
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RECIPE_FILE = "recipe.toml"
@@ -116,7 +118,7 @@ class TrainedEncoder:
         config: Architecture, stride and the deployed preprocessing.
         method: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
-        quality: The run's report.json, or empty.
+        evaluations: From the run's report.json.
         report: The picture of it, where there is one.
     """
 
@@ -124,7 +126,7 @@ class TrainedEncoder:
     config: ModelConfig
     method: str
     provenance: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
     report: Path | None = None
 
 
@@ -140,6 +142,21 @@ def run_recipe(run: Path) -> Recipe:
     return load_recipe(str(path))
 
 
+def read_report(folder: Path) -> tuple[Evaluation, ...]:
+    """Reads a folder's report.json; none without one.
+
+    Raises:
+        DataError: mixsiam did not write it.
+    """
+    path = folder / REPORT_FILE
+    if not os.path.lexists(path):
+        return ()
+    try:
+        return evaluations_from_json(read_json(path, DataError), str(path), DataError)
+    except DataError as error:
+        raise DataError(f"{error}; mixsiam evaluate did not write it: move it away, or name another folder") from None
+
+
 def load_encoder(run: Path) -> TrainedEncoder:
     """Loads a run's newest backbone with its BatchNorm statistics on clean training images.
 
@@ -147,7 +164,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
     where the recipe says.
 
     Raises:
-        DataError: The folder is no run, has no checkpoint yet, or has not ended and its data are gone.
+        DataError: The folder is no run, has no checkpoint yet, has not ended and its data are gone, or holds a
+            report.json that `mixsiam evaluate` did not write.
     """
     recipe = run_recipe(run)
     state = read_checkpoint(run)
@@ -157,8 +175,7 @@ def load_encoder(run: Path) -> TrainedEncoder:
         backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
         first = json.loads(state["log"])[0]
     use_statistics(backbone, state["statistics"] or _estimate(recipe, backbone))
-    report = run / REPORT_FILE
-    quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    evaluations = read_report(run)
     work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
     values = recipe.to_json()
     if origin := first["run"].get("init"):
@@ -170,8 +187,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
         recipe.model_config,
         recipe.method,
         provenance,
-        quality,
-        picture if quality and picture.is_file() else None,
+        evaluations,
+        picture if evaluations and picture.is_file() else None,
     )
 
 
