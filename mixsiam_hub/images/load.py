@@ -227,4 +227,4 @@ def _reason(error: Exception) -> str:
         return f"is larger than Pillow's limit, PIL.Image.MAX_IMAGE_PIXELS; shrink it first ({error})"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
-    return f"cannot be decoded: {error or type(error).__name__}"
+    return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
