@@ -14,11 +14,18 @@ from typing import Any
 
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.files import CONFIG_FILE
-from mixsiam_hub.untrusted import field, is_int, one_of
+from mixsiam_hub.untrusted import field, integer, number, one_of, quote
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}
 """Backbone name (torchvision's and timm's) -> width of its features."""
+
+MAX_INPUT_PX = 1024
+CROP_PCT_RANGE = (0.25, 1.0)
+MEAN_RANGE = (-10.0, 10.0)
+STD_RANGE = (1e-3, 10.0)
+"""What a config.json may ask for. Published networks take 32 to 600 px, crop 0.8 to 1 and have means and deviations
+from 0 to 1; beyond these bounds stand only damage and requests for more memory than an image needs."""
 
 _TIMM_DEFAULTS = {"in_chans": 3, "global_pool": "avg"}
 """Arguments that timm records of every network, with the one value that a backbone has here."""
@@ -123,20 +130,18 @@ class ModelConfig:
         stride = model_args.get("output_stride", 32)
         one_of(stride, (32, 16, 8), "model_args.output_stride", source)
         if extra := set(model_args) - {"output_stride"}:
-            raise ModelError(f"{source}: model_args has {sorted(extra)}; only output_stride is supported")
+            raise ModelError(f"{source}: model_args has {quote(sorted(extra))}; only output_stride is supported")
         where = f"{source}: pretrained_cfg"
         size = field(cfg, "input_size", list, where)
-        if len(size) != 3 or size[0] != 3 or size[1] != size[2] or not is_int(size[1]) or size[1] < 1:
-            raise ModelError(f"{where}.input_size is {size}; it must be [3, S, S] with S of at least 1")
-        crop_pct = float(field(cfg, "crop_pct", (int, float), where))
-        if not 0 < crop_pct <= 1:
-            raise ModelError(f"{where}.crop_pct is {crop_pct}; it must lie in (0, 1]")
+        if len(size) != 3 or size[0] != 3 or size[1] != size[2]:
+            raise ModelError(f"{where}.input_size is {quote(size)}; it must be [3, S, S]")
+        input_px = integer(size[1], 1, MAX_INPUT_PX, "input_size", where)
+        crop_pct = number(field(cfg, "crop_pct", (int, float), where), *CROP_PCT_RANGE, "crop_pct", where)
         one_of(cfg.get("crop_mode", "center"), ("center",), "crop_mode", where)
         interpolation = field(cfg, "interpolation", str, where)
         one_of(interpolation, INTERPOLATIONS, "interpolation", where)
-        pre = Preprocessing(size[1], crop_pct, interpolation, _triple(cfg, "mean", where), _triple(cfg, "std", where))
-        if min(pre.std) <= 0:
-            raise ModelError(f"{where}.std is {list(pre.std)}; every value must be above 0")
+        mean, std = _triple(cfg, "mean", MEAN_RANGE, where), _triple(cfg, "std", STD_RANGE, where)
+        pre = Preprocessing(input_px, crop_pct, interpolation, mean, std)
         return cls(architecture, pre, stride)
 
     @classmethod
@@ -157,8 +162,9 @@ class ModelConfig:
         return cls.from_json({**raw, "model_args": odd}, source)
 
 
-def _triple(raw: Mapping[str, Any], key: str, source: str) -> tuple[float, float, float]:
+def _triple(raw: Mapping[str, Any], key: str, allowed: tuple[float, float], source: str) -> tuple[float, float, float]:
     values = field(raw, key, list, source)
-    if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
-        raise ModelError(f"{source}: {key} is {values!r}; it must be three numbers, one a channel")
-    return (float(values[0]), float(values[1]), float(values[2]))
+    if len(values) != 3:
+        raise ModelError(f"{source}: {key} is {quote(values)}; it must be three numbers, one a channel")
+    red, green, blue = (number(value, *allowed, key, source) for value in values)
+    return red, green, blue
