@@ -213,7 +213,7 @@ def test_grey_with_alpha_tiff() -> None:
 
 def test_tifffile_reads_the_packed_files_alike() -> None:
     """What the other tests expect is what another reader finds in the files, not only what packed them."""
-    tifffile = pytest.importorskip("tifffile", reason="needs the extra dev")
+    tifffile = pytest.importorskip("tifffile", reason="needs the extra test")
     for bits, channels, kind in [(8, 1, 1), (16, 1, 1), (8, 3, 2), (16, 3, 2), (8, 4, 5)]:
         values = samples(channels, bits)
         for order in "<>":
