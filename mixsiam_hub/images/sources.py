@@ -263,7 +263,9 @@ class _Search:
         return sorted(paths)
 
     def _in_folder(self, folder: Path) -> list[Path]:
-        return sorted(self._walk(folder)) or sorted(folder.glob(f"*{PARQUET_SUFFIX}"))
+        return sorted(self._walk(folder)) or sorted(
+            path for path in folder.glob(f"*{PARQUET_SUFFIX}") if not path.name.startswith(".")
+        )
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         """Yields visible images below a folder; links to folders are followed, each real folder once."""
