@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from mixsiam_hub.backends.onnx import INPUT
+from mixsiam_hub.backends.signature import INPUT
 
 
 def write_fp16(graph: Path, out: Path) -> None:

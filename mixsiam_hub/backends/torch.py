@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 
-from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.backbone import Backbone, pool
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.model.files import WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
@@ -18,6 +19,8 @@ from mixsiam_hub.model.plain import without_head
 from mixsiam_hub.model.tensors import not_finite
 from mixsiam_hub.per_process import PerProcess
 from mixsiam_hub.untrusted import one_line, parsing
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ALLOWED = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
@@ -27,7 +30,7 @@ def find_device(device: str, precision: str) -> str:
     """Returns the device that torch will use: `cpu`, `cuda:N` or `mps`.
 
     Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: As `choose` takes it.
         precision: `fp32`, `bf16` or `fp16`.
 
     Raises:
@@ -36,6 +39,9 @@ def find_device(device: str, precision: str) -> str:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
+        _log.info(
+            "device auto is %s; this torch sees %d CUDA devices and %s Metal", device, cuda, "has" if mps else "no"
+        )
     kind, _, number = device.partition(":")
     if kind == "cuda" and int(number or 0) >= cuda:
         raise BackendError(f"device is {device!r} and this torch sees {cuda} CUDA devices; install a torch with CUDA")
@@ -106,7 +112,7 @@ class TorchBackend:
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.pooled."""
         with torch.inference_mode():
-            result: NDArray[np.float32] = self._features(pixels).mean(dim=(2, 3)).cpu().numpy()
+            result: NDArray[np.float32] = pool(self._features(pixels)).cpu().numpy()
         return result
 
     def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
