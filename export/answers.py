@@ -14,11 +14,11 @@ from mixsiam_hub.export.parity import run
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.bars import BARS
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.model.files import ANSWERS, ANSWERS_FILE
 
 COUNT = 10
-MIN_COSINE = 0.9999
 
 
 def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> None:
@@ -37,7 +37,7 @@ def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> None:
         {"file": file.name, "vector": [float(f"{value:.9g}") for value in vector]}
         for file, vector in zip(files, vectors, strict=True)
     ]
-    answers = {"format_version": 1, "min_cosine": MIN_COSINE, "files": entries}
+    answers = {"format_version": 1, "min_cosine": BARS["fp32"].min, "files": entries}
     (folder / ANSWERS_FILE).write_text(json.dumps(answers) + "\n", encoding="utf-8")
 
 

@@ -7,29 +7,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from mixsiam_hub.backends import choose as backends
-from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.backbone import Backbone, pool
 from mixsiam_hub.backends.choose import Backend
+from mixsiam_hub.backends.onnx_preprocess import SIZES, PreprocessGraph
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.images.load import load_image
-from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
+from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.model.figures import Parity, PreprocessParity
 from mixsiam_hub.model.files import PREPROCESS_FILE
 from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.vectors.cosine import row_cosines
 
 BATCH_SIZES = (1, 2, 3, 17)
-SIZES = ((1, 1), (2, 7), (31, 33), (97, 101), (301, 97), (225, 640), (641, 479), (1001, 1500))
-"""(height, width) of the images that preprocess.onnx is tried on; of the fifth, Pillow shrinks the height first."""
-
 Floats = NDArray[np.float32]
 
 
@@ -53,13 +50,13 @@ def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path
     errors = {name: worst_error(backbone, network, pixels) for name, network in networks.items()}
     for name, error in errors.items():
         _at_most(f"the largest error of the {name} backend, over the mean absolute feature,", error, MAX_RELATIVE_ERROR)
-    session = prepared = None
+    graph = prepared = None
     if PREPROCESS_FILE in folder.manifest.files:
-        session = onnxruntime.InferenceSession(str(folder.file(PREPROCESS_FILE)), providers=["CPUExecutionProvider"])
-        levels, share = preprocess_difference(session, pre)
+        graph = PreprocessGraph(folder, available_cpus())
+        levels, share = graph.levels_off()
         _at_most(f"the largest difference between {PREPROCESS_FILE} and Pillow, in grey levels,", levels, MAX_LEVELS)
         prepared = PreprocessParity(levels, _short(share), SIZES)
-    cosine = file_cosine(backbone, networks["onnx"], session, pre, files)
+    cosine = file_cosine(backbone, networks["onnx"], graph, pre, files)
     if not cosine >= MIN_FILE_COSINE:
         raise ModelError(_refusal("the smallest cosine from file to vector", cosine, f"at least {MIN_FILE_COSINE}"))
     return Parity(
@@ -89,28 +86,10 @@ def worst_error(backbone: Backbone, network: Backend, pixels: Floats) -> float:
     return float(np.max(errors))  # Not max(): a NaN stays one.
 
 
-def preprocess_difference(session: onnxruntime.InferenceSession, pre: Preprocessing) -> tuple[int, float]:
-    """Compares preprocess.onnx with Pillow on noise, the hardest picture for rounding, of every one of SIZES.
-
-    Returns:
-        The largest difference in grey levels, and the share of values that differ at all.
-    """
-    rng = np.random.default_rng(0)
-    differences = []
-    for height, width in SIZES:
-        image = rng.integers(0, 256, (height, width, 3), np.uint8)
-        expected = resize_and_crop(Image.fromarray(image), pre).astype(np.int64)
-        pixel_values = _run_graph(session, image)[0].transpose(1, 2, 0)
-        got = np.rint((pixel_values * np.array(pre.std) + np.array(pre.mean)) * 255)
-        differences.append(np.abs(got - expected).ravel())
-    all_differences = np.concatenate(differences)
-    return int(all_differences.max()), float((all_differences > 0).mean())
-
-
 def file_cosine(
     backbone: Backbone,
     network: Backend,
-    session: onnxruntime.InferenceSession | None,
+    graph: PreprocessGraph | None,
     pre: Preprocessing,
     files: Sequence[Path],
 ) -> float:
@@ -119,38 +98,31 @@ def file_cosine(
     Args:
         backbone: The network in memory.
         network: The folder's graph.
-        session: preprocess.onnx; without it Pillow prepares the input of both.
+        graph: preprocess.onnx; without it Pillow prepares the input of both.
         pre: The folder's preprocessing.
         files: Image files.
     """
     images = [load_image(path) for path in files]
     pixels = np.stack([preprocess(image, pre) for image in images])
-    other = pixels if session is None else np.concatenate([_run_graph(session, np.asarray(im)) for im in images])
+    other = pixels if graph is None else np.concatenate([graph.run(np.asarray(image)) for image in images])
     return min_cosine(run(backbone, pixels)[0], network.pooled(other))
 
 
 def min_cosine(a: Floats, b: Floats) -> float:
     """Returns the smallest cosine between rows of a and b, (N, D) each; NaN where one is not finite or zero."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    return float(np.min((x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))))
+    return float(np.min(row_cosines(a, b)))
 
 
 def run(backbone: Backbone, pixels: Floats) -> tuple[Floats, Floats]:
     """Returns pooled features, (N, D), and the feature map, (N, D, h, w), of pixels, (N, 3, S, S), all float32."""
     with torch.inference_mode():
         features = backbone.features(torch.from_numpy(pixels))
-        return features.mean((2, 3)).numpy(), features.numpy()
+        return pool(features).numpy(), features.numpy()
 
 
 def _load(name: str, folder: ModelFolder) -> Backend:
     """Returns the very backend that users of the folder get."""
     return backends.load(backends.choose(name, "cpu", "fp32"), folder, available_cpus())
-
-
-def _run_graph(session: onnxruntime.InferenceSession, image: NDArray[np.uint8]) -> Floats:
-    """Returns preprocess.onnx's (1, 3, S, S) for an image, (H, W, 3)."""
-    pixel_values: Floats = session.run(None, {"image": image[None]})[0]
-    return pixel_values
 
 
 def _relative_error(expected: Floats, got: Floats) -> float:

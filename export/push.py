@@ -27,7 +27,7 @@ from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
 from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error
+from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error, unless_secret
 from mixsiam_hub.model.known_answers import check_files, verify
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.untrusted import read_json, sha256_file
@@ -121,7 +121,7 @@ def push(plan: PushPlan, message: str | None = None) -> Pushed:
         ModelError: The folder does not give its known answers; nothing was pushed.
         HubError: The push failed; the message says whether the commit is there, why, and what to do.
     """
-    verify(plan.folder, _BACKENDS)
+    verify(plan.folder, _BACKENDS, accept_forced=True)
     with _explained(f"{plan.repo}: nothing was pushed"):
         plan = _prepared(plan)
         done = _persistently(lambda: _commit(plan, message or _message(plan)))
@@ -322,7 +322,7 @@ def _check_pulled_back(plan: PushPlan, done: Pushed) -> None:
         raise HubError(f"{at} does not come back as it was pushed: {error}. {_way_back(plan, done)}") from error
     except Exception as error:
         failed = f"{at} was pushed, but could not be pulled back to check it"
-        raise HubError(f"{hub_error(error, failed)}; then check it with: mixsiam verify {at}") from error
+        raise HubError(f"{hub_error(error, failed)}; then check it with: mixsiam verify {at}") from unless_secret(error)
 
 
 def _compare(plan: PushPlan, repo: HubRepo) -> None:
@@ -337,7 +337,7 @@ def _compare(plan: PushPlan, repo: HubRepo) -> None:
     for file in plan.files:
         if sha256_file(repo.fetch(file.name)) != file.sha256:
             raise ModelError(f"{file.name} differs")
-    verify(repo.open(), _BACKENDS)
+    verify(repo.open(), _BACKENDS, accept_forced=True)
 
 
 def _way_back(plan: PushPlan, done: Pushed) -> str:
@@ -381,4 +381,4 @@ def _explained(failed: str) -> Iterator[None]:
     except (HubError, ModelError):
         raise
     except Exception as error:
-        raise hub_error(error, failed) from error
+        raise hub_error(error, failed) from unless_secret(error)

@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from mixsiam_hub.backends.onnx import INPUT
+from mixsiam_hub.backends.signature import INPUT
 
 
 def write_fp16(graph: Path, out: Path) -> None:
@@ -32,9 +32,17 @@ def write_fp16(graph: Path, out: Path) -> None:
 
 
 def write_int8(graph: Path, out: Path, batches: Iterable[NDArray[np.float32]]) -> None:
-    """Writes a static int8 graph: QDQ, activations uint8 by MinMax, weights int8 per channel.
+    """Writes a static int8 graph: QDQ, activations uint8 by MinMax, weights int8 of 7 bits per channel.
 
-    Pooling and both outputs stay float32.
+    Pooling and both outputs stay float32. The eighth bit of the weights is left unused so that every CPU computes the
+    same vectors: without VNNI, x86 adds two products of uint8 and int8 in a saturating int16, which 8-bit weights
+    overflow (2 * 255 * 127) and 7-bit ones do not (2 * 255 * 64). Cosine to fp32, mean (min), on 200 drawn images
+    other than the calibration's:
+
+    | encoder | 8 bits, VNNI | 8 bits, AVX2 | 7 bits, either |
+    |---|---|---|---|
+    | built-in, 64 px | 0.9998 (0.9994) | 0.948 (0.780) | 0.9996 (0.9992) |
+    | the tests', 32 px | 0.9995 (0.9990) | 0.986 (0.921) | 0.9991 (0.9983) |
 
     Args:
         graph: The fp32 graph, self-contained.
@@ -53,6 +61,7 @@ def write_int8(graph: Path, out: Path, batches: Iterable[NDArray[np.float32]]) -
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
         )
 

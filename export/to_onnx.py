@@ -9,8 +9,8 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
-from mixsiam_hub.backends.backbone import Backbone
-from mixsiam_hub.backends.onnx import FEATURE_MAP, INPUT, POOLED
+from mixsiam_hub.backends.backbone import Backbone, pool
+from mixsiam_hub.backends.signature import FEATURE_MAP, INPUT, POOLED
 from mixsiam_hub.export.weights import Span
 from mixsiam_hub.model.files import WEIGHTS_FILE
 
@@ -24,7 +24,7 @@ class _PooledAndMap(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.backbone.features(pixel_values)
-        return features.mean((2, 3)), features
+        return pool(features), features
 
 
 def full_graph(backbone: Backbone, input_px: int) -> onnx.ModelProto:

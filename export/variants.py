@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mixsiam_hub.backends.onnx import INPUT, POOLED
+from mixsiam_hub.backends.signature import INPUT, POOLED
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.fidelity import Floats, Labels, compare

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.cpus import available_cpus
-from mixsiam_hub.errors import ArgumentError, ImageError
-from mixsiam_hub.images.load import ImageSource
+from mixsiam_hub.errors import ArgumentError, ImageError, ModelError
+from mixsiam_hub.images.kinds import ImageSource
 from mixsiam_hub.images.preprocess import normalise
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches
@@ -129,6 +129,7 @@ class ImageEncoder:
 
         Raises:
             ImageError: A bad image, with `raise`.
+            ModelError: The network gives NaN or infinite features.
             ArgumentError: Another on_error, or a batch_size below 1.
         """
         batches = list(self.embed_stream(images, batch_size=batch_size, normalize=normalize, on_error=on_error))
@@ -161,6 +162,7 @@ class ImageEncoder:
 
         Raises:
             ImageError: A bad image, with `raise`, while iterating.
+            ModelError: The network gives NaN or infinite features, while iterating.
             ArgumentError: Another on_error, or a batch_size below 1; at the call.
         """
         outputs = self._run(self._backend.pooled, images, batch_size, on_error)
@@ -180,6 +182,7 @@ class ImageEncoder:
 
         Raises:
             ImageError: A bad image.
+            ModelError: The network gives NaN or infinite features.
             ArgumentError: A batch_size below 1.
         """
         maps = [output for _, output in self._run(self._backend.feature_map, images, batch_size, "raise")]
@@ -262,7 +265,16 @@ class ImageEncoder:
             as_iterable(images), pre, batch_size=batch_size, on_error=on_error, workers=self._threads
         )
         nothing = np.empty((0, self.dim), np.float32)  # Not every runtime takes an empty batch.
-        return ((d, network(normalise(d.pixels, pre)) if len(d.indices) else nothing) for d in decoded)
+        return ((d, self._finite(network(normalise(d.pixels, pre))) if len(d.indices) else nothing) for d in decoded)
+
+    def _finite(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Pixels are finite, so only weights that are not, or too large for the precision, give such features.
+        if not np.isfinite(features).all():
+            raise ModelError(
+                f"{self._folder.path} gives NaN or infinite features in {self.precision}; its weights are damaged or "
+                "too large for that precision: check it with `mixsiam verify`"
+            )
+        return features
 
 
 def _unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

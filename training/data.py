@@ -275,5 +275,5 @@ def normalise_on_device(pixels: torch.Tensor, pre: Preprocessing) -> torch.Tenso
         (N, 3, S, S) float32, in channels_last memory.
     """
     table = torch.from_numpy(byte_table(pre)).to(pixels.device)  # (3, 256)
-    planes = [table[channel][pixels[..., channel].int()] for channel in range(3)]
-    return torch.stack(planes, dim=-1).permute(0, 3, 1, 2)
+    planes = [table[channel][pixels[..., channel].int()] for channel in range(3)]  # 3 times (N, S, S)
+    return torch.stack(planes, dim=-1).permute(0, 3, 1, 2)  # (N, S, S, 3) -> (N, 3, S, S)

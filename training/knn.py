@@ -32,12 +32,12 @@ def knn_accuracy(
         Accuracy in [0, 1] for each k.
     """
     indices, cosines = nearest(queries, bank, max(ks))
-    votes = np.exp(cosines / TEMPERATURE)
-    classes = bank_labels[indices]
+    votes = np.exp(cosines / TEMPERATURE)  # (N, max(ks))
+    classes = bank_labels[indices]  # (N, max(ks))
     n_classes = int(max(bank_labels.max(), labels.max())) + 1
     result = {}
     for k in ks:
         scores = np.zeros((len(queries), n_classes))
         np.add.at(scores, (np.arange(len(queries))[:, None], classes[:, :k]), votes[:, :k])
-        result[k] = float((scores.argmax(axis=1) == labels).mean())
+        result[k] = float((scores.argmax(axis=1) == labels).mean())  # (N, classes) -> (N,) -> scalar
     return result

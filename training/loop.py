@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,23 @@ from tqdm import tqdm
 from mixsiam_hub.atomic import write_text
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.cpus import available_cpus
-from mixsiam_hub.errors import DataError, RecipeError
+from mixsiam_hub.errors import DataError, OutputError
 from mixsiam_hub.images.sources import ImageSet
-from mixsiam_hub.training.checkpoint import (
-    CHECKPOINT_FILE,
-    LOG_FILE,
-    RECIPE_FILE,
-    Progress,
-    load_checkpoint,
-    run_recipe,
-    save_checkpoint,
-)
+from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, RECIPE_FILE, Progress, load_checkpoint, save_checkpoint
 from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, normalise_on_device, open_for_training
 from mixsiam_hub.training.features import clean_statistics
+from mixsiam_hub.training.init import Origin, load_init
+from mixsiam_hub.training.log import finite, write_log, write_scalars
 from mixsiam_hub.training.model import MixSiam
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, target_bias, verdict, z_std
 from mixsiam_hub.training.provenance import provenance
 from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
 
 logger = logging.getLogger(__name__)
 
 MOMENTUM = 0.9
 STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "target_bias")
-CAN_CHANGE = {"workers", "checkpoint_minutes", "run_dir", "stop_after", "data_terms"}
-"""Recipe keys that a resume may change: they do not touch the result."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +60,17 @@ def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
             equals that of a run that was never stopped, at an equal thread count.
 
     Raises:
-        DataError: The data cannot be used, or there is no run to resume.
-        RecipeError: The run to resume has another recipe.
+        DataError: The data cannot be used, there is no run to resume, or its images were others.
+        RecipeError: The run to resume has another recipe, or `init` does not fit.
+        OutputError: The run folder cannot be written, or the disk is full.
     """
-    run = _resume_dir(recipe) if resume else _new_dir(recipe)
+    with nullcontext(find_run(recipe)) if resume else new_run(recipe) as run:
+        trainer = _prepare(recipe, run)
+    return trainer.run_to_end()
+
+
+def _prepare(recipe: Recipe, run: Path) -> _Trainer:
+    """Does all that can fail before the first step."""
     torch.set_num_threads(recipe.threads or available_cpus())
     train_images, val_images = open_for_training(recipe.data, recipe.val_data)
     if len(train_images) < recipe.batch_size:
@@ -78,10 +78,10 @@ def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
             f"{recipe.data} has {len(train_images)} training images, fewer than batch_size = {recipe.batch_size}; "
             "set a smaller batch_size"
         )
+    for folder, reason in train_images.unreadable.items():
+        logger.warning("%s cannot be searched for images: %s", folder, reason)
     recipe = replace(recipe, epochs=recipe.epochs_for(len(train_images)), run_dir=str(run))
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / RECIPE_FILE, recipe.to_toml())
-    return _Trainer(recipe, run, train_images, val_images).run_to_end()
+    return _Trainer(recipe, run, train_images, val_images)
 
 
 class _Trainer:
@@ -96,13 +96,22 @@ class _Trainer:
         self.pre = recipe.model_config.preprocessing
         self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device)
         self.optimiser = make_optimiser(self.model, recipe)
-        self.monitor = Monitor(images, val_images, self.pre, self.precision)
         self.steps_per_epoch = len(images) // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        self.progress = Progress()
-        if (run / CHECKPOINT_FILE).is_file():
-            self.progress = load_checkpoint(run, self.model, self.optimiser)
+        self.origin: Origin | None = None
+        self.progress = self._start_or_resume(data_identity(images, val_images))
+        write_text(run / RECIPE_FILE, recipe.to_toml())
+        self.monitor = Monitor(images, val_images, self.pre, self.precision)
         self.initial = Health(**self.progress.log[0]["health"]) if self.progress.log else None
+
+    def _start_or_resume(self, data: dict[str, Any]) -> Progress:
+        if (self.run / CHECKPOINT_FILE).is_file():
+            progress = load_checkpoint(self.run, self.model, self.optimiser)
+            check_data(self.run, progress.data, data)
+            return progress
+        if self.recipe.init:
+            self.origin = load_init(self.model.backbone, self.recipe)
+        return Progress(data=data)
 
     def run_to_end(self) -> Outcome:
         started, checkpointed = time.monotonic() - self.progress.seconds, time.monotonic()
@@ -110,26 +119,28 @@ class _Trainer:
             self.initial = self.monitor.measure_untrained(self.model)
             floor = {"images": len(self.images), "raw_pixel_knn": self.monitor.raw_pixel_knn()}
             self._log(0, self.initial, floor)
-            save_checkpoint(self.run, self.model, self.optimiser, self.progress)
+            self._save()
         self.model.train()
         for batch in self._batches():
             if len(batch.x1) > 1:
                 self._step(batch)
-            self._add(skipped=len(batch.skipped))
+            self._skip(batch.skipped)
             self.progress.step += 1
             self.progress.seconds = time.monotonic() - started
             epoch, within = divmod(self.progress.step, self.steps_per_epoch)
             if within == 0:
                 self._end_epoch(epoch)
             if within == 0 or time.monotonic() - checkpointed > 60 * self.recipe.checkpoint_minutes:
-                save_checkpoint(self.run, self.model, self.optimiser, self.progress)
+                self._save()
                 checkpointed = time.monotonic()
             if within == 0 and self._has_collapsed():
                 break
-        self._write_log()
+        write_log(self.run, self.progress.log)
         if not self.progress.statistics:
             self.progress.statistics = clean_statistics(self.model.backbone, self.images, self.pre)
-            save_checkpoint(self.run, self.model, self.optimiser, self.progress)
+            self._save()
+        if count := len(self.progress.unreadable):
+            logger.warning("images left out because they cannot be read: %d", count)
         return Outcome(self.run, self.progress.log[-1]["verdict"], self.progress.step == self.total_steps)
 
     def _batches(self) -> Iterator[ViewBatch]:
@@ -166,6 +177,18 @@ class _Trainer:
         for key, value in values.items():
             self.progress.sums[key] = self.progress.sums.get(key, 0.0) + value
 
+    def _skip(self, skipped: dict[str, str]) -> None:
+        self._add(skipped=len(skipped))
+        for key in skipped.keys() - self.progress.unreadable.keys():
+            logger.warning("left out: %s", skipped[key])
+            self.progress.unreadable[key] = skipped[key]
+
+    def _save(self) -> None:
+        try:
+            save_checkpoint(self.run, self.model, self.optimiser, self.progress)
+        except OutputError as error:
+            raise OutputError(f"{error}; mend that and add --resume: the last checkpoint is whole") from error
+
     def _end_epoch(self, epoch: int) -> None:
         sums, self.progress.sums = self.progress.sums, {}
         count = max(sums.get("steps", 0), 1)
@@ -188,23 +211,12 @@ class _Trainer:
             "seconds": round(self.progress.seconds, 3),
         }
         if epoch == 0:
-            line["run"] = provenance(self.precision, self.device)
-        self.progress.log.append(line)
-        self._write_log()
+            line["run"] = provenance(self.precision, self.device, self.origin)
+        self.progress.log.append(finite(line))
+        write_log(self.run, self.progress.log)
         knn = f", knn20 {health.knn20:.1%}" if health.knn20 is not None else ""
         logger.info("epoch %d of %d: %s%s", epoch, self.recipe.epochs, line["verdict"] or "before training", knn)
-        self._write_scalars(line)
-
-    def _write_log(self) -> None:
-        write_text(self.run / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.progress.log))
-
-    def _write_scalars(self, line: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        values = {k: v for k, v in (line | line["health"]).items() if isinstance(v, int | float)}
-        with SummaryWriter(str(self.run / "tensorboard"), purge_step=line["epoch"]) as writer:
-            for key, value in values.items():
-                writer.add_scalar(key, value, line["epoch"])
+        write_scalars(self.run, line)
 
     def _has_collapsed(self) -> bool:
         last = [line["verdict"] for line in self.progress.log[1:]][-self.recipe.stop_after :]
@@ -215,10 +227,10 @@ class _Trainer:
 
 
 def make_model(recipe: Recipe) -> MixSiam:
-    """Builds a recipe's model from its seed, or around the backbone that `init` names."""
+    """Builds a recipe's model with random weights, from its seed."""
     torch.manual_seed(recipe.seed)
     backbone = Backbone(recipe.backbone, recipe.output_stride)
-    model = MixSiam(
+    return MixSiam(
         backbone,
         projector_layers=recipe.projector_layers,
         projector_dim=recipe.projector_dim,
@@ -226,9 +238,6 @@ def make_model(recipe: Recipe) -> MixSiam:
         w=recipe.mixture_weight,
         target=recipe.target,
     )
-    if recipe.init:
-        _load_init(backbone, recipe)
-    return model
 
 
 def make_optimiser(model: MixSiam, recipe: Recipe) -> torch.optim.SGD:
@@ -261,36 +270,3 @@ def pick_precision(asked: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if native else "fp32"
-
-
-def _load_init(backbone: Backbone, recipe: Recipe) -> None:
-    from mixsiam_hub.backends.torch import load_backbone
-    from mixsiam_hub.model.hub import resolve
-
-    folder = resolve(recipe.init)
-    found = (folder.config.architecture, folder.config.output_stride)
-    if found != (recipe.backbone, recipe.output_stride):
-        raise RecipeError(
-            f"init {recipe.init} is a {found[0]} of output_stride {found[1]}; set backbone = {found[0]!r} and "
-            f"output_stride = {found[1]}"
-        )
-    backbone.load_state_dict(load_backbone(folder).state_dict())
-
-
-def _new_dir(recipe: Recipe) -> Path:
-    run = Path(recipe.run_dir or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    # A run killed before its recipe was whole leaves a .tmp and nothing else.
-    if run.exists() and any(path.suffix != ".tmp" for path in run.iterdir()):
-        raise DataError(f"{run} is not empty; add --resume to go on with it, or choose another run_dir")
-    return run
-
-
-def _resume_dir(recipe: Recipe) -> Path:
-    runs = [Path(recipe.run_dir)] if recipe.run_dir else sorted(Path("runs").glob(f"{recipe.name}-*"))
-    if not runs or not (runs[-1] / RECIPE_FILE).is_file():
-        raise DataError(f"no run of {recipe.name} to resume; leave --resume out, or --set run_dir=FOLDER")
-    stored, given = asdict(run_recipe(runs[-1])), asdict(recipe)
-    given["epochs"] = given["epochs"] or stored["epochs"]
-    if different := sorted(key for key in given if key not in CAN_CHANGE and given[key] != stored[key]):
-        raise RecipeError(f"{runs[-1]} was started with another {', '.join(different)}; see its {RECIPE_FILE}")
-    return runs[-1]

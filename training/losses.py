@@ -18,7 +18,7 @@ def negative_cosine(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
     The stop-gradient stands at the call: pass z detached.
     """
-    return -functional.cosine_similarity(p.float(), z.float(), dim=1).mean()
+    return -functional.cosine_similarity(p.float(), z.float(), dim=1).mean()  # (N, D) -> (N,) -> scalar
 
 
 def discriminative_target(z1: torch.Tensor, z2: torch.Tensor, kind: str = "max") -> torch.Tensor:

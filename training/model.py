@@ -76,20 +76,20 @@ class MixSiam(nn.Module):
             x2: Second views of the same images.
             lam: Weight of x1 in the mixture, (N, 1, 1, 1) or (N, 1, H, W); unused where w = 0.
         """
-        z1, z2 = self._f(x1), self._f(x2)
-        p1, p2 = self.predictor(z1), self.predictor(z2)
+        z1, z2 = self._f(x1), self._f(x2)  # (N, 3, H, W) -> (N, D)
+        p1, p2 = self.predictor(z1), self.predictor(z2)  # (N, D)
         loss = loss_sim = (negative_cosine(p1, z2.detach()) + negative_cosine(p2, z1.detach())) / 2
         loss_mix, target = torch.zeros_like(loss_sim), None
         if self.w:
             with _statistics_left_alone(self):
-                p_m = self.predictor(self._f(mix(x1, x2, lam)))
+                p_m = self.predictor(self._f(mix(x1, x2, lam)))  # (N, 3, H, W) -> (N, D)
             target = discriminative_target(z1.detach(), z2.detach(), self.target)
             loss_mix = negative_cosine(p_m, target)
             loss = loss_sim + self.w * loss_mix
         return Objective(loss, loss_sim.detach(), loss_mix.detach(), z1.detach().float(), target)
 
     def _f(self, x: torch.Tensor) -> torch.Tensor:
-        z: torch.Tensor = self.projector(self.backbone(x))
+        z: torch.Tensor = self.projector(self.backbone(x))  # (N, 3, H, W) -> (N, C) -> (N, D)
         return z
 
 

@@ -110,12 +110,12 @@ class Monitor:
         features = self._extract(model.backbone, self._bank.pixels)
         queries = None if self._val is None else self._extract(model.backbone, self._val.pixels)
         *layers, last_norm = model.projector
-        before = _apply(nn.Sequential(*layers), features[:RANK_IMAGES])
+        before = _apply(nn.Sequential(*layers), features[:RANK_IMAGES])  # (n, C) -> (n, D)
         z = _apply(last_norm, before)
         model.train(was_training)
         if not (np.isfinite(features).all() and np.isfinite(z).all()):
             return Health(math.nan, math.nan, math.nan, math.nan, z_std, target_bias)
-        variance = before.var(axis=0) / last_norm.eps
+        variance = before.var(axis=0) / last_norm.eps  # (n, D) -> (D,)
         knn = self._knn(features, queries)
         return Health(
             effective_rank(features[:RANK_IMAGES]),
@@ -157,7 +157,7 @@ def effective_rank(features: NDArray[np.float32]) -> float:
     Returns:
         Between 1 and min(N, D); 0 where every feature is 0.
     """
-    singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)  # (N, D) -> (min(N, D),)
     if not singular.any():
         return 0.0
     p = singular / singular.sum()
@@ -205,8 +205,8 @@ def verdict(now: Health, initial: Health) -> str | None:
 
 def raw_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The floor every encoder must clear: (N, S, S, 3) uint8 as 16x16 RGB, mean-centred per image, (N, 768) float32."""
-    small = nn.functional.adaptive_avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), 16)
-    flat = small.flatten(1)
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()  # (N, S, S, 3) -> (N, 3, S, S)
+    flat = nn.functional.adaptive_avg_pool2d(planes, 16).flatten(1)  # (N, 3, 16, 16) -> (N, 768)
     centred: NDArray[np.float32] = (flat - flat.mean(dim=1, keepdim=True)).numpy()
     return centred
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,21 @@ import torch
 
 from mixsiam_hub import __version__
 from mixsiam_hub.cpus import available_cpus
+from mixsiam_hub.training.init import Origin
 
 
-def provenance(precision: str, device: torch.device) -> dict[str, Any]:
-    """Returns the machine and the software of a run, for its log and mixsiam.json; `commit` is None where unknown."""
-    return {
+def provenance(precision: str, device: torch.device, origin: Origin | None = None) -> dict[str, Any]:
+    """Returns the machine and the software of a run, for its log and mixsiam.json.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        device: Where it is trained.
+        origin: What it starts from; None for random weights, and then there is no `init`.
+
+    Returns:
+        Plain values by name; `commit`, of the source tree, is None where unknown.
+    """
+    return ({"init": asdict(origin)} if origin else {}) | {
         "precision": precision,
         "device": str(device),
         "threads": torch.get_num_threads(),

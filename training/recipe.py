@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mixsiam_hub.errors import RecipeError
-from mixsiam_hub.model.config import ARCHITECTURES, INTERPOLATIONS, ModelConfig, Preprocessing
+from mixsiam_hub.errors import RecipeError, missing_extra
+from mixsiam_hub.model.config import ARCHITECTURES, INTERPOLATIONS, MAX_INPUT_PX, ModelConfig, Preprocessing
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.losses import TARGETS
 from mixsiam_hub.training.mixing import MIXTURES
+from mixsiam_hub.untrusted import parsing, quote, read_bytes
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "method": ("mixsiam", "simsiam"),
@@ -26,11 +28,30 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "interpolation": INTERPOLATIONS,
     "precision": ("auto", "fp32", "bf16"),
 }
-_PROBABILITIES = ("flip", "jitter", "grey", "blur")
-_AT_LEAST = {"epochs": 0, "batch_size": 2, "input_size": 8, "workers": 0, "seed": 0, "threads": 0, "stop_after": 0}
-_AT_LEAST |= {"projector_layers": 2, "projector_dim": 1, "predictor_dim": 1, "w": 0, "weight_decay": 0}
-_ABOVE_ZERO = ("lr", "lam_alpha", "checkpoint_minutes")
+_RANGES: dict[str, tuple[float, float]] = {
+    "input_size": (8, MAX_INPUT_PX),
+    "epochs": (0, 100_000),
+    "batch_size": (2, 65_536),
+    "lr": (1e-6, 100),
+    "weight_decay": (0, 1),
+    "w": (0, 1000),
+    "lam_alpha": (0.01, 1000),
+    "projector_layers": (2, 10),
+    "projector_dim": (1, 65_536),
+    "predictor_dim": (1, 65_536),
+    "flip": (0, 1),
+    "jitter": (0, 1),
+    "grey": (0, 1),
+    "blur": (0, 1),
+    "workers": (0, 256),
+    "threads": (0, 1024),
+    "seed": (0, 2**63 - 1),
+    "checkpoint_minutes": (0, 525_600),
+    "stop_after": (0, 100_000),
+}
+"""Smallest and largest value of every numeric key."""
 _AUTO_IMAGES_SEEN = 2_000_000
+_MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,7 @@ class Recipe:
     """Every key of a recipe file, with its default.
 
     Attributes:
-        name: Names the run folder; the file's name where absent.
+        name: Names the run folder, so no slash; the file's name where absent.
         method: `mixsiam`, or its baseline `simsiam` (then w is not used).
         data: Training images: a folder, a Parquet file or folder, or `digits`; `DATA::train` and `DATA::val` are the
             two parts of a fixed split (see `data.open_images`).
@@ -46,33 +67,33 @@ class Recipe:
         val_data: Labelled images for the kNN of the log, "" for none, or `split`: hold out a tenth of `data`.
         backbone: `resnet18`, `resnet34` or `resnet50`.
         output_stride: 32, or 16 or 8 for small inputs.
-        input_size: Edge of the views and of the deployed input, in pixels.
+        input_size: Edge of the views and of the deployed input, in pixels; 8 to 1024.
         interpolation: Of the deployed preprocessing.
         epochs: Passes over the data; 0 scales them to the number of images, for about 2 million images in all,
-            between 10 and 400 epochs.
-        batch_size: Images a step.
-        lr: Base learning rate; the optimiser's is lr x batch_size / 256.
-        weight_decay: On all parameters.
-        w: Weight of the mixture term; 0 is SimSiam.
-        lam_alpha: lam ~ Beta(lam_alpha, lam_alpha).
+            between 10 and 400 epochs. At most 100,000.
+        batch_size: Images a step, 2 to 65,536.
+        lr: Base learning rate, 1e-6 to 100; the optimiser's is lr x batch_size / 256.
+        weight_decay: On all parameters, 0 to 1.
+        w: Weight of the mixture term, 0 to 1000; 0 is SimSiam.
+        lam_alpha: lam ~ Beta(lam_alpha, lam_alpha); 0.01 to 1000.
         target: `max` (the paper's), `mean` or `max-centred` (ablations).
         mixture: `linear` (the paper's) or `cutmix` (ablation).
-        projector_layers: 3 in SimSiam for ImageNet, 2 for small images.
-        projector_dim: Hidden and output width of the projector.
-        predictor_dim: Hidden width of the predictor.
-        crop_scale: Share of the image's area that a view shows, (smallest, largest).
+        projector_layers: 3 in SimSiam for ImageNet, 2 for small images; 2 to 10.
+        projector_dim: Hidden and output width of the projector, 1 to 65,536.
+        predictor_dim: Hidden width of the predictor, 1 to 65,536.
+        crop_scale: Share of the image's area that a view shows, (smallest, largest), above 0 and at most 1.
         flip: Probability of a horizontal flip; 0 where left and right mean something.
         jitter: Probability of colour jitter; 0 where colour is the signal.
         grey: Probability of losing colour; 1 for grey images.
         blur: Probability of a blur.
         precision: `auto` (bf16 where the hardware computes it), `bf16` or `fp32`.
-        workers: Processes that decode and augment; 0 does it in the main one.
-        threads: Of the main process; 0 takes the CPUs it may use.
-        seed: Of everything random.
+        workers: Processes that decode and augment, at most 256; 0 does it in the main one.
+        threads: Of the main process, at most 1024; 0 takes the CPUs it may use.
+        seed: Of everything random, 0 to 2**63 - 1.
         init: A model folder or Hub id whose backbone training continues from; "" starts from random weights.
         run_dir: The run's folder; "" is runs/NAME-DATE.
-        checkpoint_minutes: Longest work that a crash can lose.
-        stop_after: Stop after so many collapsed epochs in a row; 0 never stops.
+        checkpoint_minutes: Longest work that a crash can lose, at most a year; 0 writes a checkpoint at every step.
+        stop_after: Stop after so many collapsed epochs in a row, at most 100,000; 0 never stops.
     """
 
     name: str = "run"
@@ -117,12 +138,13 @@ class Recipe:
         """
         for key, allowed in _CHOICES.items():
             _require(key, getattr(self, key), getattr(self, key) in allowed, f"one of {', '.join(map(str, allowed))}")
-        for key, least in _AT_LEAST.items():
-            _require(key, getattr(self, key), getattr(self, key) >= least, f"at least {least}")
-        for key in _ABOVE_ZERO:
-            _require(key, getattr(self, key), getattr(self, key) > 0, "above 0")
-        for key in _PROBABILITIES:
-            _require(key, getattr(self, key), 0 <= getattr(self, key) <= 1, "a probability in [0, 1]")
+        for key, (least, most) in _RANGES.items():
+            value = getattr(self, key)  # NaN lies in no range.
+            _require(key, value, least <= value <= most, f"a number from {least:,} to {most:,}")
+        for key in (f.name for f in fields(self) if isinstance(f.default, str)):
+            _require(key, getattr(self, key), _is_utf8(getattr(self, key)), "text that UTF-8 can hold; rename the file")
+        is_folder_name = self.name.isprintable() and self.name.strip(". ") and not set(self.name) & set("/\\")
+        _require("name", self.name, bool(is_folder_name), "a folder's name, without slashes; set name=...")
         low, high = self.crop_scale
         _require(
             "crop_scale", [low, high], 0 < low <= high <= 1, "[smallest, largest] with 0 < smallest <= largest <= 1"
@@ -166,8 +188,16 @@ class Recipe:
         return values | {"crop_scale": list(self.crop_scale)}
 
     def to_toml(self) -> str:
-        """Returns the recipe as a TOML file that `load_recipe` reads back."""
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items())
+        """Returns the recipe as a TOML file that `load_recipe` reads back.
+
+        Raises:
+            MissingExtraError: tomli-w is not installed.
+        """
+        try:
+            import tomli_w
+        except ImportError:
+            missing_extra("tomli-w", "train")
+        return tomli_w.dumps(asdict(self))
 
 
 _PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "images", "data"}
@@ -198,20 +228,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     stem = name_or_path.removesuffix(".toml")
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long.
         shipped = resources.files("mixsiam_hub.training").joinpath("recipes")
         names = sorted(item.name.removesuffix(".toml") for item in shipped.iterdir() if item.name.endswith(".toml"))
         if stem not in names:
-            raise RecipeError(f"{name_or_path}: no such file, nor a shipped recipe ({', '.join(names)})")
+            raise RecipeError(f"{quote(name_or_path)}: no such file, nor a shipped recipe ({', '.join(names)})")
         path = Path(str(shipped.joinpath(f"{stem}.toml")))
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: {error}") from error
+    with parsing(path, RecipeError, "TOML"):
+        values = tomllib.loads(read_bytes(path, _MAX_BYTES, RecipeError).decode())
     for pair in overrides:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise RecipeError(f"--set {pair}: write key=value")
+            raise RecipeError(f"--set {quote(pair)}: write key=value")
         values[key.strip()] = _parse(text.strip())
     return recipe_from({"name": path.stem} | values, str(path))
 
@@ -226,7 +254,7 @@ def recipe_from(values: Mapping[str, Any], source: str) -> Recipe:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in kinds:
-            raise RecipeError(f"{source}: unknown key {key!r}; allowed are {', '.join(kinds)}")
+            raise RecipeError(f"{source}: unknown key {quote(key)}; allowed are {', '.join(kinds)}")
         checked[key] = _convert(key, value, kinds[key], source)
     try:
         return Recipe(**checked)
@@ -235,29 +263,41 @@ def recipe_from(values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _convert(key: str, value: Any, kind: type, source: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and _is_number(value):
         return float(value)
-    if kind is tuple and isinstance(value, list) and [type(v) in (int, float) for v in value] == [True, True]:
+    if kind is tuple and isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
         return (float(value[0]), float(value[1]))
     if type(value) is not kind:
         wanted = {str: "a string", int: "an integer", float: "a number", tuple: "two numbers"}[kind]
-        raise RecipeError(f"{source}: {key} is {value!r}; it must be {wanted}")
+        raise RecipeError(f"{source}: {key} is {_shown(value)}; it must be {wanted}")
     return value
+
+
+def _is_number(value: object) -> bool:
+    """Tells what a float can hold; TOML's integers have 64 bits, Python reads longer ones."""
+    return type(value) is float or (type(value) is int and value.bit_length() < 64)
+
+
+def _is_utf8(text: str) -> bool:
+    """False for what stands in for bytes of a file's name that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _require(key: str, value: object, holds: bool, wanted: str) -> None:
     if not holds:
-        raise RecipeError(f"{key} is {value!r}; it must be {wanted}")
+        raise RecipeError(f"{key} is {_shown(value)}; it must be {wanted}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return quote(value)
+    except ValueError:  # An integer of thousands of digits.
+        return "an integer of thousands of digits"
 
 
 def _parse(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return parsed["value"] if len(parsed) == 1 else text

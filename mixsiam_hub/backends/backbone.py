@@ -25,7 +25,6 @@ class Backbone(nn.Module):
     layer2: nn.Module
     layer3: nn.Module
     layer4: nn.Module
-    avgpool: nn.Module
 
     def __init__(self, architecture: str, output_stride: int = 32) -> None:
         """Builds the network with PyTorch's default initialisation, the last BatchNorm of every residual block at zero.
@@ -44,7 +43,7 @@ class Backbone(nn.Module):
             raise ModelError(f"output_stride is {output_stride}; allowed are 32, 16 and 8")
         net: ResNet = getattr(models, architecture)(weights=None, zero_init_residual=True)
         _dilate(net, output_stride)
-        del net.fc
+        del net.avgpool, net.fc
         self.dim = ARCHITECTURES[architecture]
         for name, child in net.named_children():
             self.add_module(name, child)
@@ -57,7 +56,12 @@ class Backbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns pooled features, (N, dim), not normalised, of normalised x, (N, 3, H, W)."""
-        return torch.flatten(self.avgpool(self.features(x)), 1)
+        return pool(self.features(x))
+
+
+def pool(feature_map: torch.Tensor) -> torch.Tensor:
+    """Returns the mean over the cells of a feature map, (N, D) of (N, D, h, w): the vector, not normalised."""
+    return feature_map.mean((2, 3))
 
 
 def _dilate(net: ResNet, output_stride: int) -> None:

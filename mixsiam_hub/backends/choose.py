@@ -8,19 +8,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from mixsiam_hub.errors import BackendError, MixsiamError, missing_extra
-from mixsiam_hub.model.folder import ModelFolder
+
+if TYPE_CHECKING:  # The command line reads the tuples below before it needs any of these.
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mixsiam_hub.model.folder import ModelFolder
 
 _log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "onnx", "torch", "openvino")
+BACKENDS = ("auto", "onnx", "torch")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 AUTO_ORDER = ("onnx", "torch")
-PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16", "fp16")}
+BACKEND_PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16", "fp16")}
 
 
 class Backend(Protocol):
@@ -57,26 +61,30 @@ def choose(backend: str, device: str, precision: str, order: Sequence[str] = AUT
 
     Args:
         backend: One of BACKENDS.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: One of the backend's PRECISIONS.
+        device: One of DEVICES, N a number.
+        precision: One of PRECISIONS that the backend has in BACKEND_PRECISIONS.
         order: The backends that can run the model, the preferred one first.
 
     Raises:
         BackendError: A word that is not known, or something asked for by name that cannot be had here.
         MissingExtraError: The torch backend was asked for by name and torch is not installed.
     """
-    if backend not in BACKENDS:
-        raise BackendError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise BackendError(f"device is {device!r}; allowed are auto, cpu, cuda, cuda:N and mps")
+    for name, value, allowed in (("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)):
+        if value not in allowed:
+            raise BackendError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
+        raise BackendError(f"device is {device!r}; allowed are {', '.join(DEVICES)}")
     if backend != "auto":
         return _check(backend, device, precision)
     reasons = []
     for name in order:
         try:
-            return _check(name, device, precision)
+            choice = _check(name, device, precision)
         except MixsiamError as error:
             reasons.append(f"{name}: {error}")
+            continue
+        _log.info("backend auto is %s; %s", name, ". ".join(reasons) or "it is the first of " + ", ".join(order))
+        return choice
     raise BackendError(f"no backend can run on device {device!r} in {precision!r}. " + ". ".join(reasons))
 
 
@@ -126,10 +134,8 @@ def torch_backend() -> ModuleType:
 
 
 def _check(backend: str, device: str, precision: str) -> Choice:
-    if backend == "openvino":
-        raise BackendError("backend 'openvino' is not yet available; use 'onnx'")
-    if precision not in PRECISIONS[backend]:
-        allowed = ", ".join(PRECISIONS[backend])
+    if precision not in BACKEND_PRECISIONS[backend]:
+        allowed = ", ".join(BACKEND_PRECISIONS[backend])
         raise BackendError(f"precision is {precision!r}; the {backend} backend allows {allowed}")
     if backend == "onnx":
         from mixsiam_hub.backends.onnx import find_device

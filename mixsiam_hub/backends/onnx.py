@@ -2,47 +2,76 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import importlib
+import logging
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixsiam_hub.backends.graph import CUDA_PROVIDER, Graph
+from mixsiam_hub.backends.signature import FEATURE_MAP, POOLED, network_signature
 from mixsiam_hub.errors import BackendError, ModelError
-from mixsiam_hub.model.files import COMPACT_ONNX_FILE, VARIANT_FILES, WEIGHTS_FILE
+from mixsiam_hub.model.files import VARIANT_FILES
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.per_process import PerProcess
+from mixsiam_hub.untrusted import one_line
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+_IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e74697479120167"
+    "5a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
+"""A graph that hands on one float: the least that a session can be made of."""
 
-INPUT = "pixel_values"
-POOLED, FEATURE_MAP = "pooler_output", "last_hidden_state"
-CUDA_PROVIDER = "CUDAExecutionProvider"
-_NO_CUDA = "pip uninstall onnxruntime, then pip install onnxruntime-gpu; or use the torch backend on a torch with CUDA"
+_log = logging.getLogger(__name__)
 
 
 def find_device(device: str) -> str:
     """Returns the device that onnxruntime will use: `cpu` or `cuda:N`.
 
     Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: As `choose` takes it.
 
     Raises:
-        BackendError: onnxruntime is not installed, or has no such device.
+        BackendError: onnxruntime is not installed, or cannot use that device.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BackendError("onnxruntime is not installed; run: pip install onnxruntime") from None
-    has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers()
+    runtime = _onnxruntime()
+    if device == "cpu":
+        return device
     if device == "mps":
         raise BackendError("device 'mps' needs backend='torch'")
-    if device.startswith("cuda") and not has_cuda:
-        raise BackendError(f"device is {device!r} and this onnxruntime has no {CUDA_PROVIDER}; {_NO_CUDA}")
+    number = int(device.partition(":")[2] or 0)
+    obstacle = _cuda_obstacle(runtime, number)
     if device == "auto":
-        device = "cuda" if has_cuda else "cpu"
-    return "cuda:0" if device == "cuda" else device
+        device = "cpu" if obstacle else "cuda"
+        _log.info("device auto is %s; %s", device, obstacle or "onnxruntime can use CUDA")
+    elif obstacle:
+        raise BackendError(f"device is {device!r} and {obstacle}; or give device='cpu', or backend='torch'")
+    return f"cuda:{number}" if device.startswith("cuda") else device
+
+
+def _cuda_obstacle(runtime: ModuleType, number: int) -> str:
+    """Returns why onnxruntime cannot use a CUDA device, and the fix; empty where it can.
+
+    The providers that it lists are those of its build. Whether the machine has the GPU, its driver and the libraries
+    shows only in a session, which falls back to the CPU without an error where a library is missing.
+    """
+    if CUDA_PROVIDER not in runtime.get_available_providers():
+        return f"this onnxruntime has no {CUDA_PROVIDER}: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+    fix = "check that nvidia-smi lists it and that the CUDA and cuDNN that onnxruntime-gpu asks for are installed"
+    providers = [(CUDA_PROVIDER, {"device_id": number})]
+    try:
+        session = runtime.InferenceSession(_IDENTITY, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime's errors share no root below Exception.
+        return f"onnxruntime cannot use CUDA device {number}, {one_line(error)}: {fix}"
+    return "" if CUDA_PROVIDER in session.get_providers() else f"onnxruntime cannot use CUDA device {number}: {fix}"
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendError(f"onnxruntime cannot be imported: {error}; run: pip install onnxruntime") from None
 
 
 class OnnxBackend:
@@ -51,7 +80,9 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
-        """Checks the folder's files; the session is made at the first call.
+        """Opens the session, so that what is wrong with the folder's files is said now.
+
+        A forked child opens its own, from files that are read and checked again.
 
         Args:
             folder: The model.
@@ -60,7 +91,8 @@ class OnnxBackend:
             threads: CPU threads that one call uses.
 
         Raises:
-            ModelError: A file is missing or was changed, or the folder has no graph of that precision.
+            ModelError: A file is missing, was changed or cannot be run, or the folder has no graph of that precision.
+            BackendError: onnxruntime cannot use the device.
         """
         self.device = device
         self.precision = precision
@@ -72,59 +104,15 @@ class OnnxBackend:
                 f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32' or another "
                 f"backend, or make a folder that has it: mixsiam export {source} FOLDER --license ID --calibration DATA"
             )
-        graph = folder.file(name)
-        # A compact folder's graph has its weights outside itself.
-        weights = folder.file(WEIGHTS_FILE) if name == COMPACT_ONNX_FILE else None
-        self._session = PerProcess(lambda: _open_session(graph, weights, folder.config.dim, device, threads))
+        self._graph = Graph(folder, name, network_signature(folder.config), device, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxBackend, self._arguments
 
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.pooled."""
-        return self._run(POOLED, pixels)
+        return self._graph.run(POOLED, pixels)
 
     def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.feature_map."""
-        return self._run(FEATURE_MAP, pixels)
-
-    def _run(self, output: str, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = self._session.get().run([output], {INPUT: pixels})[0]
-        return result
-
-
-def _open_session(graph: Path, weights: Path | None, dim: int, device: str, threads: int) -> InferenceSession:
-    """Returns a session on a graph whose inputs and outputs were checked."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # Errors only: what concerns a user is raised.
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.startswith("cuda"):
-        providers.insert(0, (CUDA_PROVIDER, {"device_id": int(device.partition(":")[2])}))
-    if weights:
-        # From memory: in the Hub's cache the two files are links into different folders, and onnxruntime opens no
-        # data outside the graph's own.
-        data = weights.read_bytes()
-        options.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [data], [len(data)])
-    try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no root below Exception.
-        raise ModelError(f"{graph} cannot be run: {error}") from error
-    # onnxruntime falls back to the CPU without an error when CUDA's libraries are not found.
-    if device.startswith("cuda") and CUDA_PROVIDER not in session.get_providers():
-        raise BackendError(f"onnxruntime could not use {device}; install CUDA's libraries, or give device='cpu'")
-    _check_graph(session, graph, dim)
-    return session
-
-
-def _check_graph(session: InferenceSession, graph: Path, dim: int) -> None:
-    inputs = [node.name for node in session.get_inputs()]
-    outputs = [node.name for node in session.get_outputs()]
-    if inputs != [INPUT] or outputs != [POOLED, FEATURE_MAP]:
-        raise ModelError(f"{graph} maps {inputs} to {outputs}; it must map [{INPUT}] to [{POOLED}, {FEATURE_MAP}]")
-    if odd := {node.type for node in (*session.get_inputs(), *session.get_outputs())} - {"tensor(float)"}:
-        raise ModelError(f"{graph} takes or gives {odd.pop()}; whatever its precision, both must be tensor(float)")
-    if (width := session.get_outputs()[0].shape[-1]) != dim:
-        raise ModelError(f"{graph} gives {width} features; config.json's architecture gives {dim}")
+        return self._graph.run(FEATURE_MAP, pixels)

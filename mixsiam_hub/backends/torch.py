@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
-from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.backbone import Backbone, pool
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.model.files import WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.plain import without_head
+from mixsiam_hub.model.tensors import not_finite
 from mixsiam_hub.per_process import PerProcess
+from mixsiam_hub.untrusted import one_line, parsing
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ALLOWED = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
@@ -26,7 +30,7 @@ def find_device(device: str, precision: str) -> str:
     """Returns the device that torch will use: `cpu`, `cuda:N` or `mps`.
 
     Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: As `choose` takes it.
         precision: `fp32`, `bf16` or `fp16`.
 
     Raises:
@@ -35,6 +39,9 @@ def find_device(device: str, precision: str) -> str:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
+        _log.info(
+            "device auto is %s; this torch sees %d CUDA devices and %s Metal", device, cuda, "has" if mps else "no"
+        )
     kind, _, number = device.partition(":")
     if kind == "cuda" and int(number or 0) >= cuda:
         raise BackendError(f"device is {device!r} and this torch sees {cuda} CUDA devices; install a torch with CUDA")
@@ -49,25 +56,28 @@ def load_backbone(folder: ModelFolder) -> Backbone:
     """Returns the network with the folder's weights: float32, on the CPU, in training mode, every parameter trainable.
 
     Raises:
-        ModelError: model.safetensors is missing, changed, no safetensors file, or its tensors are not exactly the
-            architecture's, but for the classifier that timm saves with it.
+        ModelError: model.safetensors is missing, changed, no safetensors file, has NaN or infinite values, or its
+            tensors are not exactly the architecture's, but for the classifier that timm saves with it.
     """
-    path = folder.file(WEIGHTS_FILE)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is no safetensors file: {error}") from error
+    path = folder.path / WEIGHTS_FILE
+    data = folder.read(WEIGHTS_FILE)
+    with parsing(path, form="safetensors"):
+        tensors = load(data)
     if folder.is_plain:
         tensors = without_head(tensors)
     net = Backbone(folder.config.architecture, folder.config.output_stride)
     expected = net.state_dict()
     if odd := sorted(set(tensors) ^ set(expected)):
         state = "missing" if odd[0] in expected else "not of this architecture"
-        raise ModelError(f"{path}: tensor {odd[0]} is {state}; {folder.config.architecture} has {len(expected)}")
+        raise ModelError(
+            f"{path}: tensor {one_line(odd[0])} is {state}; {folder.config.architecture} has {len(expected)}"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             want = tuple(expected[name].shape)
             raise ModelError(f"{path}: tensor {name} is {tuple(tensor.shape)}; {folder.config.architecture} has {want}")
+        if not torch.isfinite(tensor).all():
+            raise not_finite(path, name)
     net.load_state_dict(tensors)  # Copies into float32, from float16 too.
     return net
 
@@ -102,7 +112,7 @@ class TorchBackend:
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.pooled."""
         with torch.inference_mode():
-            result: NDArray[np.float32] = self._features(pixels).mean(dim=(2, 3)).cpu().numpy()
+            result: NDArray[np.float32] = pool(self._features(pixels)).cpu().numpy()
         return result
 
     def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import io
+import os
+import re
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mixsiam_hub import __version__
 from mixsiam_hub.errors import MixsiamError, missing_extra
 
+if TYPE_CHECKING:
+    from mixsiam_hub import ImageEncoder
+
 EXIT_SKIPPED = 3
 EXIT_COLLAPSED = 4
+_EXIT_SIGNAL = 128
+"""Plus the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
 
 PATH = click.Path(path_type=Path)
 _MODEL_HELP = "A model folder, or a Hub id org/name[@revision]. Default: the built-in encoder."
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FIXES = {
+    errno.ENOSPC: "; free some space",
+    errno.EACCES: "; change its permissions",
+    errno.EMFILE: "; raise the limit of open files: ulimit -n",
+    errno.ENAMETOOLONG: "; shorten the name",
+}
 
 
 class _Group(click.Group):
-    """Turns this package's errors into one line and exit code 1."""
+    """Ends each command in one place: an error is one line and exit code 1, a signal cleans up."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""
+        _prepare_streams()
         try:
-            return super().invoke(ctx)
+            with _signals_raised():
+                return super().invoke(ctx)
         except MixsiamError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(1)
+            reason = str(error)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_EXIT_SIGNAL + signal.SIGINT)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # The reader of the output went; click leaves silently.
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            reason = f"{where}{error.strerror or error}{_FIXES.get(error.errno or 0, '')}"
+        click.echo(f"error: {printable(' '.join(reason.split()))}", err=True)
+        ctx.exit(1)
 
 
 @click.group(cls=_Group)
@@ -37,9 +70,49 @@ def main() -> None:
     """Image features from MixSiam encoders."""
 
 
-def model_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --model to a command."""
-    return click.option("--model", help=_MODEL_HELP)(command)
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which encoder a command uses, and what runs it, in the words of `ImageEncoder.from_pretrained`."""
+
+    model: str | None
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+
+    def open(self) -> ImageEncoder:
+        """Opens the encoder.
+
+        Raises:
+            MixsiamError: As `ImageEncoder.from_pretrained`.
+        """
+        from mixsiam_hub import ImageEncoder
+
+        return ImageEncoder.from_pretrained(
+            self.model, backend=self.backend, device=self.device, precision=self.precision, threads=self.threads
+        )
+
+
+def encoder_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --model, --backend, --device, --precision and --threads, which arrive as one `EncoderOptions`: `encoder`."""
+
+    @functools.wraps(command)
+    def gathered(
+        model: str | None, backend: str, device: str, precision: str, threads: int | None, **others: Any
+    ) -> None:
+        command(encoder=EncoderOptions(model, backend, device, precision, threads), **others)
+
+    # The library says which words there are: to ask it here would import numpy for --help.
+    options = (
+        click.option("--model", help=_MODEL_HELP),
+        click.option("--backend", default="auto", show_default=True, help="onnx, torch or auto."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, mps or auto."),
+        click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16 or int8."),
+        click.option("--threads", type=click.IntRange(1), help="Default: the CPUs this process may use."),
+    )
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
 
 
 @contextmanager
@@ -51,3 +124,40 @@ def extra(name: str) -> Iterator[None]:
         raise
     except ImportError as error:
         missing_extra(error.name or name, name)
+
+
+def printable(name: str) -> str:
+    """Returns a name with its control characters escaped: names come from files, and a terminal obeys such."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+
+
+def _prepare_streams() -> None:
+    """Makes printing safe: no name fails to be encoded, and no file takes the place of a stream that is closed."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # Then its descriptor is the lowest free one, which the next file would get.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names that are no Unicode are printed as the bytes that they are.
+        is_unicode = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Ends the program by an exception where a signal would end it at once, so that temporary files are removed."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    # What is ignored, as SIGHUP under nohup, stays so.
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # A second one does not stop the cleaning up.
+    sys.exit(_EXIT_SIGNAL + number)

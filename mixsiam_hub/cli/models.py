@@ -25,15 +25,15 @@ def info(model: str | None) -> None:
 
 @main.command()
 @click.argument("model", required=False)
-def verify(model: str | None) -> None:
-    """Check every file of MODEL and replay its known answers on every backend installed here."""
+@click.option("--accept-forced", is_flag=True, help="Let a graph pass that fails its bar, if export was forced so.")
+def verify(model: str | None, accept_forced: bool) -> None:
+    """Check every file of MODEL and replay its known answers by each of its graphs, and by torch where installed."""
     from mixsiam_hub.model.known_answers import verify_folder
 
-    verified = verify_folder(model)
+    verified = verify_folder(model, accept_forced=accept_forced)
     click.echo(f"{verified.files} files have the sha256 that mixsiam.json lists; fingerprint and preprocessing agree")
-    click.echo(f"{'backend':<9}{'known answer':<24}{'cosine':>12}{'max error':>12}")
-    for answer in verified.answers:
-        click.echo(f"{answer.backend:<9}{answer.file:<24}{answer.cosine:>12.8f}{answer.max_rel_error:>12.1e}")
+    for check in (*verified.vectors, *filter(None, [verified.pixels])):
+        click.echo(str(check))
 
 
 @main.command()

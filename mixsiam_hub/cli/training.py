@@ -25,7 +25,7 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
         from mixsiam_hub.training import preview as sheet
         from mixsiam_hub.training.recipe import load_recipe
     _log_to_stderr()
-    chosen = load_recipe(recipe, [*overrides, *([f"data={json.dumps(data)}"] if data else [])])
+    chosen = load_recipe(recipe, [*overrides, *([f"data={_toml_string(data)}"] if data else [])])
     if preview:
         click.echo(f"{sheet.preview(chosen, Path('preview.png'))}: views and mixtures of eight images")
         return
@@ -43,14 +43,22 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
 def evaluate(model: str | None, train_data: str, test_data: str, out: Path | None) -> None:
     """Measure MODEL, a run or a model folder: kNN and linear probe, beside raw pixels and random weights."""
     with extra("train"):
-        from mixsiam_hub.training.evaluate import evaluate as run_evaluation
-    result = run_evaluation(model or "", train_data, test_data, out)
-    click.echo(f"{result['test']}: {result['n_test']} images, {result['n_train']} for training, accuracy in %")
-    click.echo(f"{'':<16}{'kNN, k = 20':>14}{'kNN, k = 200':>14}{'linear probe':>14}")
-    for name, scores in result["rows"].items():
-        click.echo(f"{name:<16}" + "".join(f"{100 * scores[m]:>14.1f}" for m in ("knn20", "knn200", "linear")))
-    if not result["clears_raw_pixels"]:
+        from mixsiam_hub.training import evaluate as evaluation
+        from mixsiam_hub.training.report import TITLES, Report
+    report = Report(out or evaluation.report_folder(model or ""))
+    result = evaluation.evaluate(model or "", train_data, test_data)
+    click.echo(f"{result.test}: {result.n_test} images, {result.n_train} for training, accuracy in %")
+    click.echo(" " * 16 + "".join(f"{title:>14}" for title in TITLES.values()))
+    for name, accuracy in result.rows.items():
+        click.echo(f"{name:<16}" + "".join(f"{100 * getattr(accuracy, measure):>14.1f}" for measure in TITLES))
+    if not result.clears_raw_pixels:
         click.echo("undertrained: kNN (k = 20) is less than 5 points above raw pixels; draw no comparison from it")
+    report.add(result)  # Last: whatever becomes of it, the figures are on the screen.
+
+
+def _toml_string(text: str) -> str:
+    """Returns text as a string of TOML, which is as JSON's, but with DEL escaped and no surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def _log_to_stderr() -> None:

@@ -7,10 +7,14 @@ from typing import Any
 
 from mixsiam_hub.model.figures import evaluations_to_json
 from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.untrusted import one_line
 
 
 def facts_of(folder: ModelFolder) -> dict[str, str]:
-    """Returns what a folder says about itself, by dotted name; the entries of a list go by their place, from 0 on."""
+    """Returns what a folder says about itself, by dotted name, each on one line.
+
+    The entries of a list go by their place, from 0 on.
+    """
     config, manifest = folder.config, folder.manifest
     facts: dict[str, Any] = {
         "path": folder.path,
@@ -36,6 +40,6 @@ def _flatten(facts: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
     for name, value in facts.items():
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
             value = dict(enumerate(value))
-        key = f"{prefix}{name}"
-        flat |= _flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: str(value)}
+        key = f"{prefix}{one_line(name)}"
+        flat |= _flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: one_line(value, 1000)}
     return flat

@@ -5,16 +5,19 @@ A folder without mixsiam.json may be one that timm saved: the torch backend runs
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.model.plain import read_plain
-from mixsiam_hub.untrusted import read_json, sha256_file
+from mixsiam_hub.untrusted import one_line, parse_json, read_bytes, read_json, sha256_file
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class ModelFolder:
             ModelError: No such folder, a missing or wrong field, a changed config.json, or no safetensors weights.
             HubError: A file cannot be downloaded.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise ModelError(f"{path} is no folder; give a model folder, as written by `mixsiam export`")
-        if not (path / MANIFEST_FILE).is_file():
+        if not os.path.isdir(path):
+            raise ModelError(f"{one_line(path)} is no folder; give a model folder, as written by `mixsiam export`")
+        path = Path(path).absolute()  # Its files are opened later too, when the process may be in another folder.
+        if not os.path.exists(path / MANIFEST_FILE):
             return cls(path, *read_plain(path, fetch or path.joinpath), revision, fetch, is_plain=True)
         manifest = Manifest.from_json(read_json(path / MANIFEST_FILE), str(path / MANIFEST_FILE))
         config_file = fetch(CONFIG_FILE) if fetch else path / CONFIG_FILE
@@ -65,12 +68,12 @@ class ModelFolder:
                 f"{config_file}: its architecture, stride or preprocessing is not what {MANIFEST_FILE} is for; "
                 "download or export the folder again"
             )
-        if WEIGHTS_FILE not in manifest.files or not (fetch or (path / WEIGHTS_FILE).is_file()):
+        if WEIGHTS_FILE not in manifest.files or not (fetch or os.path.exists(path / WEIGHTS_FILE)):
             raise ModelError(f"{path} has no {WEIGHTS_FILE}; weights in other formats are never opened, export again")
         return cls(path, config, manifest, revision, fetch)
 
-    def file(self, name: str) -> Path:
-        """Returns the path of one file of the folder, downloaded if need be, after its sha256 was checked.
+    def read(self, name: str) -> bytes:
+        """Returns the bytes of one file of the folder, downloaded if need be: the very bytes whose sha256 was checked.
 
         Args:
             name: Path within the folder, as mixsiam.json lists it.
@@ -79,25 +82,42 @@ class ModelFolder:
             ModelError: The file is not listed, is missing or was changed.
             HubError: It cannot be downloaded.
         """
-        return checked_file(self.path, name, self.manifest, self.fetch)
+        file = self._locate(name)
+        data = read_bytes(file)
+        self._compare(file, name, hashlib.sha256(data).hexdigest())
+        return data
 
+    def file(self, name: str) -> Path:
+        """Returns the path of one file of the folder, downloaded if need be, after its sha256 was checked.
 
-def checked_file(path: Path, name: str, manifest: Manifest, fetch: Callable[[str], Path] | None) -> Path:
-    """Returns the path of one file of a folder after its sha256 was checked; arguments as ModelFolder's fields.
+        For whoever needs no more than a path; `read` is for what will run, since the file may change after the check.
 
-    Raises:
-        ModelError: The file is not listed, is missing or was changed.
-        HubError: It cannot be downloaded.
-    """
-    if name not in manifest.files:
-        raise ModelError(f"{path / MANIFEST_FILE} does not list {name}; export the folder again")
-    file = fetch(name) if fetch else path / name
-    if not file.is_file():
-        raise ModelError(f"{file} is missing; download or export the folder again")
-    got = sha256_file(file)
-    if got != manifest.files[name]:
-        raise ModelError(
-            f"{file} was changed: its sha256 is {got}, {MANIFEST_FILE} says {manifest.files[name]}; "
-            "download or export the folder again"
-        )
-    return file
+        Args:
+            name: Path within the folder, as mixsiam.json lists it.
+
+        Raises:
+            ModelError: The file is not listed, is missing or was changed.
+            HubError: It cannot be downloaded.
+        """
+        file = self._locate(name)
+        self._compare(file, name, sha256_file(file))
+        return file
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Returns one JSON file of the folder, parsed; as `read`, and ModelError where it is no JSON object."""
+        return parse_json(self.read(name), self.path / name)
+
+    def _locate(self, name: str) -> Path:
+        if name not in self.manifest.files:
+            raise ModelError(f"{self.path / MANIFEST_FILE} does not list {one_line(name)}; export the folder again")
+        file = self.fetch(name) if self.fetch else self.path / name
+        if not os.path.exists(file):
+            raise ModelError(f"{file} is missing; download or export the folder again")
+        return file
+
+    def _compare(self, file: Path, name: str, got: str) -> None:
+        if got != self.manifest.files[name]:
+            raise ModelError(
+                f"{file} was changed: its sha256 is {got}, {MANIFEST_FILE} says {self.manifest.files[name]}; "
+                "download or export the folder again"
+            )

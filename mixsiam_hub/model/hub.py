@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixsiam_hub.errors import HubError, ModelError
+from mixsiam_hub.errors import ArgumentError, HubError, ModelError
 from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.untrusted import one_line
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_NAME = re.compile(rf"(?P<repo>{HUB_ID.pattern})(@(?P<revision>.+))?")
+
+_SECRET = re.compile(r"(?i)\bhf_\w+|\b(bearer|basic)\s.*|\bauthorization\b.*", re.DOTALL)
+"""A token, or a header that holds one, in the text of an error; what follows a header's name is the token."""
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 _STATUS_REASONS = {
@@ -54,22 +59,39 @@ def resolve(
     Raises:
         ModelError: No such folder, one that breaks the contract, or a revision where there can be none.
         HubError: The repository, its revision or a file cannot be reached, found or read.
+        ArgumentError: The token cannot be one.
     """
-    if revision and (name_or_path is None or Path(name_or_path).is_dir()):
+    token = checked_token(token)
+    if revision and (name_or_path is None or os.path.isdir(name_or_path)):
         raise ModelError(f"revision is {revision!r}, but only a Hub id has revisions; leave it out")
     if name_or_path is None:
         if not BUILTIN.is_dir():
             raise ModelError("this installation carries no built-in encoder; name a model folder or a Hub id org/name")
         return ModelFolder.open(BUILTIN)
-    if Path(name_or_path).is_dir():
+    if os.path.isdir(name_or_path):
         return ModelFolder.open(name_or_path)
     match = _HUB_NAME.fullmatch(str(name_or_path))
     if match is None:
-        raise ModelError(f"{name_or_path} is neither a folder nor a Hub id such as org/name or org/name@revision")
+        raise ModelError(
+            f"{one_line(name_or_path)} is neither a folder nor a Hub id such as org/name or org/name@revision"
+        )
     if revision and match["revision"]:
         raise ModelError(f"{name_or_path} names a revision, and revision is {revision!r}; give one of the two")
+    cache_dir = None if cache_dir is None else os.path.abspath(cache_dir)  # Files are fetched later too.
     repo = HubRepo(match["repo"], revision or match["revision"], token, cache_dir, local_files_only)
     return repo.open()
+
+
+def checked_token(token: str | None) -> str | None:
+    """Returns a token without the white space around it, which copying brings along; None for an empty one.
+
+    Raises:
+        ArgumentError: It has characters that none has. The message does not show it.
+    """
+    token = (token or "").strip()
+    if not re.fullmatch("[!-~]*", token):
+        raise ArgumentError("token has white space or other characters that no token has; copy it again, on one line")
+    return token or None
 
 
 @dataclass(frozen=True)
@@ -148,7 +170,7 @@ class HubRepo:
             )
         except Exception as error:  # The client's transport errors have no root of their own.
             where = self.name if self.revision is None else f"{self.name}@{self.revision}"
-            raise hub_error(error, f"{where}: {name} could not be fetched") from error
+            raise hub_error(error, f"{where}: {name} could not be fetched") from unless_secret(error)
         return Path(str(path))
 
 
@@ -163,7 +185,17 @@ def hub_error(error: Exception, failed: str) -> HubError:
     for cause in reversed(list(_causes(error))):
         if reason := _reason(cause):
             return HubError(f"{failed}: {reason}")
-    return HubError(f"{failed}: {error}")
+    return HubError(f"{failed}: {_said(error)}")
+
+
+def unless_secret(error: Exception) -> Exception | None:
+    """Returns an error to raise ours from; None if a token stands in it or its causes, since a traceback prints all."""
+    return None if any(_SECRET.search(str(cause)) for cause in _causes(error)) else error
+
+
+def _said(error: BaseException) -> str:
+    """Returns the words of an error on a line, without tokens."""
+    return one_line(_SECRET.sub("[token]", str(error)), 500)
 
 
 def connection_was_lost(error: Exception) -> bool:
@@ -217,7 +249,7 @@ def _reason(cause: BaseException) -> str | None:
     if isinstance(cause, PermissionError):
         return _STATUS_REASONS[403]
     if isinstance(cause, Exception) and connection_was_lost(cause):
-        return f"the Hub was not reached ({cause}): check the connection, and HF_ENDPOINT if it is set"
+        return f"the Hub was not reached ({_said(cause)}): check the connection, and HF_ENDPOINT if it is set"
     return None
 
 

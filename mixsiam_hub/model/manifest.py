@@ -1,8 +1,14 @@
-"""mixsiam.json: strict, since only this project writes it; an unknown key is an error that names it."""
+"""mixsiam.json: strict, since only this project writes it; an unknown key is an error that names it.
+
+It ends with `manifest_sha256`, its own checksum: a flipped bit in a fingerprint would label every file of vectors
+wrongly. Folders exported before there was one are read without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +17,17 @@ from typing import Any
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.figures import Evaluation, Parity, evaluations_from_json, evaluations_to_json
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
-from mixsiam_hub.untrusted import field, one_of
+from mixsiam_hub.untrusted import field, one_of, path_inside, quote, sha256_hex, text
 
 FORMAT_VERSION = 1
+CHECKSUM = "manifest_sha256"
+
+
+_TYPES: dict[str, type] = {
+    "format_version": int,
+    **dict.fromkeys(("license", "fingerprint", "config_digest", "card_sha256", "method", "weights"), str),
+    **dict.fromkeys(("files", "training", "parity", "quality"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,8 @@ class Manifest:
         license: SPDX identifier of the weights' licence, given by whoever exported.
         fingerprint: `fingerprint()` of the backbone and preprocessing, a sha256 in hex.
         config_digest: `ModelConfig.digest` of config.json, whose bytes may change when other tools save it again.
-        card_sha256: README.md's as export rendered it, in hex, so that a push knows a card that nobody edited.
+        card_sha256: README.md's as export rendered it, in hex, so that a push knows a card that nobody edited;
+            "" until there is a card.
         files: Path in the folder -> sha256 in hex, for every file but mixsiam.json, config.json and README.md.
         method: Objective that trained it: `mixsiam`, `simsiam`, or `imported from SOURCE`; `timm` where timm saved it
             and this manifest was made in memory.
@@ -48,18 +63,22 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Returns mixsiam.json, format_version first."""
+        """Returns mixsiam.json, format_version first and its checksum last."""
         own = {"format_version": self.format_version} | vars(self)
         del own["evaluations"]
-        parity = self.parity.to_json() if self.parity else {}
-        return own | {"parity": parity, "quality": evaluations_to_json(self.evaluations)}
+        own["parity"] = self.parity.to_json() if self.parity else {}
+        own["quality"] = evaluations_to_json(self.evaluations)
+        # Through JSON: it is hashed as it will be read, where a tuple has become a list and a number as a key a text.
+        raw: dict[str, Any] = json.loads(json.dumps(own))
+        return raw | {CHECKSUM: checksum(raw)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], source: str = MANIFEST_FILE) -> Manifest:
         """Reads mixsiam.json strictly.
 
         Raises:
-            ModelError: Another format_version, a missing or unknown key, a wrong type.
+            ModelError: Another format_version, a missing or unknown key, a value that is not sane, or another checksum
+                than its content has.
         """
         version = field(raw, "format_version", int, source)
         if version != FORMAT_VERSION:
@@ -67,16 +86,24 @@ class Manifest:
                 f"{source}: format_version is {version}, this mixsiam-hub reads {FORMAT_VERSION}; "
                 "upgrade with: pip install -U mixsiam-hub"
             )
-        texts = ("license", "fingerprint", "config_digest", "card_sha256", "method", "weights")
-        types: dict[str, type] = dict.fromkeys(texts, str)
-        types |= dict.fromkeys(("files", "training", "parity", "quality"), dict) | {"format_version": int}
+        types = _TYPES | {CHECKSUM: str}
         if unknown := set(raw) - set(types):
-            raise ModelError(f"{source}: unknown key {sorted(unknown)[0]!r}; allowed are {sorted(types)}")
-        values = {name: field(raw, name, kind, source) for name, kind in types.items()}
+            raise ModelError(f"{source}: unknown key {quote(min(unknown))}; allowed are {sorted(types)}")
+        values = {name: field(raw, name, kind, source) for name, kind in _TYPES.items()}
+        for name in ("license", "method"):
+            text(values[name], name, source)
+        for name in ("fingerprint", "config_digest", "card_sha256"):
+            if name != "card_sha256" or values[name]:
+                sha256_hex(values[name], name, source)
         one_of(values["weights"], ("fp32", "fp16"), "weights", source)
         for name, digest in values["files"].items():
-            if name.startswith("/") or ".." in Path(name).parts or not isinstance(digest, str):
-                raise ModelError(f"{source}: files[{name!r}] must map a path inside the folder to a sha256")
+            path_inside(Path(), name, source)
+            sha256_hex(digest, f"files[{quote(name)}]", source)
+        if (want := raw.get(CHECKSUM)) not in (None, got := checksum(raw)):
+            raise ModelError(
+                f"{source} was damaged or edited: its content has the sha256 {got}, its {CHECKSUM} is {quote(want)}; "
+                "download or export the folder again"
+            )
         parity, quality = values.pop("parity"), values.pop("quality")
         return cls(
             **values,
@@ -85,6 +112,17 @@ class Manifest:
         )
 
     @property
+    def is_compact(self) -> bool:
+        """Whether the folder has one graph, which takes its weights from model.safetensors, and no other."""
+        return self.weights == "fp16"
+
+    @property
     def onnx_file(self) -> str:
         """Path of the fp32 graph within the folder."""
-        return COMPACT_ONNX_FILE if self.weights == "fp16" else ONNX_FILE
+        return COMPACT_ONNX_FILE if self.is_compact else ONNX_FILE
+
+
+def checksum(raw: Mapping[str, Any]) -> str:
+    """Returns the sha256, in hex, of everything in a parsed mixsiam.json but its checksum, however it was laid out."""
+    content = {name: value for name, value in raw.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

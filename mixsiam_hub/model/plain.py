@@ -5,6 +5,8 @@ What mixsiam.json would say is worked out from the two files, so that a file of 
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +16,7 @@ from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.model.tensors import fingerprint, read_tensors
-from mixsiam_hub.untrusted import read_json, sha256_file
+from mixsiam_hub.untrusted import one_line, quote, read_bytes, read_json
 
 METHOD = "timm"
 HEAD = frozenset({"fc.weight", "fc.bias"})
@@ -38,17 +40,18 @@ def read_plain(path: Path, bring: Callable[[str], Path]) -> tuple[ModelConfig, M
     """
     config, license_id = _read_config(path, bring(CONFIG_FILE))
     weights = bring(WEIGHTS_FILE)
-    if not weights.is_file():
+    if not os.path.exists(weights):
         raise ModelError(
             f"{path} has no {WEIGHTS_FILE}, and weights in other formats are never opened; save it by timm with "
             f"safe_serialization=True, or make a folder of it: mixsiam import {path} FOLDER --from timm --license ID"
         )
+    data = read_bytes(weights)
     manifest = Manifest(
         license=license_id,
-        fingerprint=fingerprint(without_head(read_tensors(weights)), config),
+        fingerprint=fingerprint(without_head(read_tensors(data, weights)), config),
         config_digest=config.digest,
         card_sha256="",
-        files={WEIGHTS_FILE: sha256_file(weights)},
+        files={WEIGHTS_FILE: hashlib.sha256(data).hexdigest()},
         method=METHOD,
     )
     return config, manifest
@@ -67,11 +70,11 @@ def _read_config(path: Path, config_file: Path) -> tuple[ModelConfig, str]:
         # Ours has it, and so has every config.json of transformers: a folder of ours that lost its mixsiam.json must
         # not pass for a plain one.
         if "model_type" in raw:
-            raise ModelError(f"{CONFIG_FILE}: model_type is {raw['model_type']!r}, a key that timm does not write")
+            raise ModelError(f"{CONFIG_FILE}: model_type is {quote(raw['model_type'])}, a key that timm does not write")
         config = ModelConfig.from_timm(raw)
     except ModelError as error:
         raise ModelError(
             f"{path / MANIFEST_FILE} is missing, and this is no ResNet as timm saves it: {error}; give a folder that "
             "`mixsiam export` or `mixsiam import` wrote"
         ) from error
-    return config, str(raw["pretrained_cfg"].get("license", "not stated"))
+    return config, one_line(raw["pretrained_cfg"].get("license", "not stated"))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.untrusted import one_line, parsing
 
 
 def fingerprint(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> str:
@@ -34,19 +35,30 @@ def fingerprint(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> str
     return digest.hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+def read_tensors(data: bytes, source: str | Path) -> dict[str, NDArray[Any]]:
     """Reads every tensor of a safetensors file.
 
-    Raises:
-        ModelError: It is none, or has a type of tensor that NumPy lacks.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    Args:
+        data: The file's bytes.
+        source: What to call the file in errors.
 
-    try:
-        tensors: dict[str, NDArray[Any]] = load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is no safetensors file: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:  # What looking a type up in NumPy can raise.
-        raise ModelError(f"{path} has tensors of a type that NumPy lacks: {error}; save them as float32") from error
+    Raises:
+        ModelError: It is none, has a type of tensor that NumPy lacks, or a value that is NaN or infinite.
+    """
+    from safetensors.numpy import load
+
+    with parsing(source, form="safetensors"):
+        tensors: dict[str, NDArray[Any]] = load(data)
+        if bad := next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None):
+            raise not_finite(source, bad)
     return tensors
+
+
+def not_finite(source: str | Path, name: str) -> ModelError:
+    """Returns the error for a tensor with NaN or infinite values, which come from damage or from training that failed.
+
+    Args:
+        source: The file.
+        name: The tensor's.
+    """
+    return ModelError(f"{source}: tensor {one_line(name)} has NaN or infinite values; use weights of another run")

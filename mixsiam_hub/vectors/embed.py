@@ -1,65 +1,85 @@
-"""Image files to a table of vectors, and a list of the files that could not be read."""
+"""Images to a table of vectors, and a list of what could not be read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixsiam_hub.atomic import write_text
-from mixsiam_hub.encoder import ImageEncoder
-from mixsiam_hub.errors import ImageError
-from mixsiam_hub.vectors.table import VectorFile
+from mixsiam_hub.vectors.table import BUILTIN_LABEL, VectorFile
 
-ERRORS_FILE = "errors.jsonl"
+if TYPE_CHECKING:
+    from mixsiam_hub.encoder import ImageEncoder
+    from mixsiam_hub.images.load import ImageSource
+    from mixsiam_hub.images.sources import Item
 
 
 def embed_files(
     encoder: ImageEncoder,
-    paths: Sequence[Path],
+    images: Iterable[Item | ImageSource],
     *,
-    model: str,
+    model: str | None = None,
     batch_size: int = 32,
     strict: bool = False,
     progress: Callable[[int], object] = lambda count: None,
-) -> tuple[VectorFile, dict[Path, ImageError]]:
-    """Embeds image files.
+) -> tuple[VectorFile, dict[str, str]]:
+    """Embeds images; of each only its vector is kept.
 
     Args:
         encoder: The encoder.
-        paths: The files.
-        model: Name of the encoder, for people.
+        images: Items as `open_source` finds them, or whatever else `ImageEncoder.embed_stream` takes.
+        model: What the encoder was opened by; None for the built-in one.
         batch_size: Images for one run of the network.
-        strict: Stop at the first bad file instead of leaving it out.
-        progress: Called with the number of files done since its last call.
+        strict: Stop at the first bad image instead of leaving it out.
+        progress: Called with the number of images done since its last call.
 
     Returns:
-        Unit vectors of the good files, and what is wrong with each bad one.
+        Unit vectors of the good images, and for the key of each bad one what is wrong with it.
 
     Raises:
-        ImageError: A bad file, with strict.
+        ImageError: A bad image, with strict.
     """
     vectors, ids = [np.empty((0, encoder.dim), np.float32)], []
-    bad: dict[Path, ImageError] = {}
-    for batch in encoder.embed_stream(paths, batch_size=batch_size, on_error="raise" if strict else "skip"):
+    bad: dict[str, str] = {}
+    for batch in encoder.embed_stream(images, batch_size=batch_size, on_error="raise" if strict else "skip"):
         vectors.append(batch.vectors)
-        ids += [str(paths[index]) for index in batch.indices]
-        bad |= {paths[index]: error for index, error in batch.errors.items()}
-        progress(len(batch.indices) + len(batch.errors))
-    return VectorFile(np.concatenate(vectors), ids, encoder.fingerprint, encoder.variant, model), bad
+        ids += batch.keys
+        bad |= {error.image: str(error) for error in batch.errors.values()}
+        progress(len(batch.keys) + len(batch.errors))
+    label = _label(encoder, model)
+    return VectorFile(np.concatenate(vectors), ids, encoder.fingerprint, encoder.variant, label), bad
 
 
-def write_errors(path: Path, bad: Mapping[Path, ImageError]) -> None:
-    """Writes one line of JSON a bad file, or removes the list of an earlier run where all are good.
+def errors_path(out: Path) -> Path:
+    """Returns where the errors of a vector file are listed; its whole name, as v.npz and v.parquet may lie together."""
+    return out.with_name(f"{out.name}.errors.jsonl")
+
+
+def write_errors(out: Path, bad: Mapping[str, str]) -> None:
+    """Lists what could not be read beside a vector file, or removes the list of an earlier run with the same output.
+
+    A line is a JSON object with `key`, the image or folder, and `reason`.
 
     Args:
-        path: The .jsonl file.
-        bad: File -> what is wrong with it.
+        out: The vector file.
+        bad: Key -> what is wrong.
+
+    Raises:
+        OutputError: The list cannot be written.
     """
-    if not bad:
+    path = errors_path(out)
+    if bad:
+        write_text(path, "".join(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in bad.items()))
+    else:
         path.unlink(missing_ok=True)
-        return
-    lines = [json.dumps({"file": str(file), "reason": str(error)}) + "\n" for file, error in bad.items()]
-    write_text(path, "".join(lines))
+
+
+def _label(encoder: ImageEncoder, model: str | None) -> str:
+    """Returns what opens the same encoder again, a Hub id at its commit."""
+    if model is None:
+        return BUILTIN_LABEL
+    return f"{model.partition('@')[0]}@{encoder.revision}" if encoder.revision else model

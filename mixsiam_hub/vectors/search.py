@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.errors import DataError
+from mixsiam_hub.errors import DataError, MixsiamError
 from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
-from mixsiam_hub.vectors.table import VectorFile
+from mixsiam_hub.images.sources import PARQUET_SUFFIX, Item, open_source
+from mixsiam_hub.untrusted import one_line
+from mixsiam_hub.vectors.embed import embed_files
+from mixsiam_hub.vectors.table import BUILTIN_LABEL, VectorFile
 
 if TYPE_CHECKING:
     from mixsiam_hub.encoder import ImageEncoder
+    from mixsiam_hub.images.load import ImageSource
 
 _SCORES_AT_ONCE = 1 << 24
 """Cosines held in memory at a time: 64 MB."""
@@ -26,8 +32,8 @@ class Neighbours:
     """A query and what was found near it.
 
     Attributes:
-        query: Path of the query image.
-        found: (path, cosine), best first.
+        query: Key of the query image.
+        found: (key, cosine), best first.
     """
 
     query: str
@@ -99,25 +105,49 @@ def nearest_others(
     return others
 
 
-def search(encoder: ImageEncoder, vectors: VectorFile, queries: Sequence[Path], k: int) -> list[Neighbours]:
+def search(
+    encoder: ImageEncoder, vectors: VectorFile, queries: Iterable[Item | ImageSource], k: int
+) -> list[Neighbours]:
     """Finds the k nearest of the embedded images for each query image.
+
+    Args:
+        encoder: The one that made the vectors, in the same variant.
+        vectors: What is searched.
+        queries: Images, as `embed_files` takes them.
+        k: How many, at least 1.
 
     Raises:
         DataError: The vectors are of another encoder or variant.
         ImageError: A query cannot be read.
     """
-    for what in ("fingerprint", "variant"):
-        theirs, ours = getattr(vectors, what), getattr(encoder, what)
-        if theirs != ours:
-            raise DataError(
-                f"the vectors are of {what} {theirs} (model {vectors.model}), the encoder of {ours}; "
-                f"search with --model {vectors.model}, or embed the images again"
-            )
-    indices, cosines = nearest(encoder.embed(queries), vectors.vectors, k)
+    check_encoder(encoder, vectors)
+    asked, _ = embed_files(encoder, queries, strict=True)
+    indices, cosines = nearest(asked.vectors, vectors.vectors, k)
     return [
-        Neighbours(str(query), [(vectors.ids[i], float(c)) for i, c in zip(row, row_cosines, strict=True)])
-        for query, row, row_cosines in zip(queries, indices, cosines, strict=True)
+        Neighbours(query, [(vectors.ids[i], float(c)) for i, c in zip(row, row_cosines, strict=True)])
+        for query, row, row_cosines in zip(asked.ids, indices, cosines, strict=True)
     ]
+
+
+def check_encoder(encoder: ImageEncoder, vectors: VectorFile) -> None:
+    """Checks that the encoder's vectors may be compared with stored ones.
+
+    Raises:
+        DataError: The stored ones are of another encoder or variant; it says how to open that one.
+    """
+    again = "or embed the images again"
+    if vectors.fingerprint != encoder.fingerprint:
+        advice = "leave --model out" if vectors.model == BUILTIN_LABEL else f"give --model {_argument(vectors.model)}"
+        raise DataError(
+            f"the vectors are of fingerprint {one_line(vectors.fingerprint[:12])} (model {one_line(vectors.model)}), "
+            f"the encoder of {encoder.fingerprint[:12]}; {advice}, {again}"
+        )
+    if vectors.variant != encoder.variant:
+        precision = _argument(vectors.variant.partition("-")[0])
+        raise DataError(
+            f"the vectors are of variant {one_line(vectors.variant)}, the encoder of {encoder.variant}; "
+            f"give --precision {precision}, {again}"
+        )
 
 
 def neighbours_within(vectors: VectorFile, query: int, k: int) -> Neighbours:
@@ -136,14 +166,31 @@ def neighbours_within(vectors: VectorFile, query: int, k: int) -> Neighbours:
 def write_sheet(path: Path, rows: Sequence[Neighbours]) -> None:
     """Draws each query with its neighbours and their cosines, and writes it as a PNG.
 
+    Args:
+        path: The PNG.
+        rows: Their keys are paths, or rows of Parquet files.
+
     Raises:
         OutputError: The place cannot be written.
     """
-    tiles = [
-        [Tile(row.query, Path(row.query).name), *(Tile(file, Path(file).name, cosine) for file, cosine in row.found)]
-        for row in rows
-    ]
+    opened = functools.cache(open_source)
+
+    def tile(key: str, cosine: float | None = None) -> Tile:
+        file, _, row = key.rpartition("#")
+        if not file.endswith(PARQUET_SUFFIX) or not row.isdecimal():
+            return Tile(key, Path(key).name, cosine)
+        try:
+            return Tile(opened(file)[int(row)].source, Path(key).name, cosine)
+        except (MixsiamError, IndexError):  # Gone since: the tile says that it is unreadable.
+            return Tile(b"", Path(key).name, cosine)
+
+    tiles = [[tile(row.query), *(tile(key, cosine) for key, cosine in row.found)] for row in rows]
     write_png(path, contact_sheet(tiles))
+
+
+def _argument(value: str) -> str:
+    """Returns what a file says as an argument to copy into a shell."""
+    return shlex.quote(one_line(value))
 
 
 def _norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.atomic import replacing
-from mixsiam_hub.errors import DataError, missing_extra
+from mixsiam_hub.errors import DataError
+from mixsiam_hub.untrusted import one_line, open_regular, quote
+from mixsiam_hub.vectors import npz_file, parquet_file
 
-_LABELS = ("fingerprint", "variant", "model")
+BUILTIN_LABEL = "built-in"
+"""What `VectorFile.model` holds for the encoder that comes with this package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +28,11 @@ class VectorFile:
     Vectors of two files compare only if fingerprint and variant are equal.
 
     Attributes:
-        vectors: (N, D) float32; a row of NaN stands for an image that was skipped.
+        vectors: (N, D) float32, finite, D at least 1.
         ids: N names, usually paths as they were given.
         fingerprint: Of the encoder, a sha256 in hex.
         variant: Of the encoder: precision and decoding.
-        model: Name of the encoder, for people.
+        model: What the encoder was opened by, for people: a folder, `org/name@commit`, or BUILTIN_LABEL.
     """
 
     vectors: NDArray[np.float32]
@@ -39,37 +42,27 @@ class VectorFile:
     model: str
 
     def __post_init__(self) -> None:
-        """Raises DataError unless there is one id a row and the rows are float32."""
-        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or len(self.ids) != len(self.vectors):
+        """Raises DataError unless there is one text id a row and the rows are finite float32."""
+        shape, dtype = self.vectors.shape, self.vectors.dtype
+        if len(shape) != 2 or not shape[1] or dtype != np.float32 or len(self.ids) != len(self.vectors):
             raise DataError(
-                f"vectors have shape {self.vectors.shape} and dtype {self.vectors.dtype}, ids are {len(self.ids)}; "
-                "they must be (N, D) float32 and N"
+                f"vectors have shape {shape} and dtype {dtype}, ids are {len(self.ids)}; "
+                "they must be (N, D) float32, D at least 1, and N"
             )
-
-
-def check_place(path: str | os.PathLike[str]) -> None:
-    """Finds out whether `write_vectors` could write there, before the vectors are computed.
-
-    Raises:
-        DataError: Another suffix, or no such folder.
-        MissingExtraError: .parquet without pyarrow.
-    """
-    path = Path(path)
-    if _suffix(path) == ".parquet":
-        _pyarrow()
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first")
+        # Both pass NaN and infinity on, and take no memory.
+        if not np.isfinite([self.vectors.min(initial=0), self.vectors.max(initial=0)]).all():
+            row = int(np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))[0])
+            raise DataError(f"vector {row} holds NaN or infinity; leave out the images that were skipped")
+        odd = next((name for name in self.ids if not isinstance(name, str) or "\0" in name), None)
+        if odd is not None:
+            raise DataError(f"id {quote(odd)} must be text without NUL characters")
 
 
 def write_vectors(path: str | os.PathLike[str], data: VectorFile) -> None:
-    """Writes a vector file, whole or not at all.
-
-    An .npz holds the arrays `vectors` (N, D) float32, `ids` (N,) unicode, and the unicode scalars `fingerprint`,
-    `variant` and `model`. A .parquet holds the columns `path` (string) and `vector` (fixed-size list of D float32),
-    and the three labels in its schema's metadata.
+    """Writes a vector file, whole or not at all, as `vector_writer` does.
 
     Args:
-        path: Where to; its suffix, .npz or .parquet, chooses the format. An existing file is replaced.
+        path: Where to; its suffix, .npz or .parquet, chooses the format.
         data: What to write.
 
     Raises:
@@ -77,78 +70,61 @@ def write_vectors(path: str | os.PathLike[str], data: VectorFile) -> None:
         OutputError: A place that cannot be written.
         MissingExtraError: .parquet without pyarrow.
     """
-    path = Path(path)
-    writer = {".npz": _write_npz, ".parquet": _write_parquet}[_suffix(path)]
+    with vector_writer(path) as write:
+        write(data)
+
+
+@contextmanager
+def vector_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[VectorFile], None]]:
+    """Tries whether a vector file can be written, before its vectors are computed, and gives what writes it.
+
+    An .npz holds the arrays `vectors` (N, D) float32, `ids` (N,) unicode, and the unicode scalars `fingerprint`,
+    `variant` and `model`. A .parquet holds the columns `path` (string; binary where a file name is no Unicode) and
+    `vector` (fixed-size list of D float32), and in its schema's metadata the three labels and a sha256 of it all.
+
+    Args:
+        path: Where to; its suffix, .npz or .parquet, chooses the format. An existing file is replaced at the end.
+
+    Raises:
+        DataError: Another suffix.
+        OutputError: A place that cannot be written.
+        MissingExtraError: .parquet without pyarrow.
+    """
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        parquet_file.pyarrow()
+    write = {".npz": npz_file.write, ".parquet": parquet_file.write}[suffix]
     with replacing(path) as file:
-        writer(file, data)
+        yield partial(write, file)
 
 
 def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
     """Reads a file that `write_vectors` wrote.
+
+    Types, shapes and counts are compared with the size of the file before anything is allocated, and every bit of the
+    content has a checksum.
 
     Raises:
         DataError: The file is absent, damaged, or not of this kind.
         MissingExtraError: .parquet without pyarrow.
     """
     path = Path(path)
-    reader = {".npz": _read_npz, ".parquet": _read_parquet}[_suffix(path)]
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `mixsiam embed ... --out {path}` writes one") from None
-    except KeyError as error:
-        raise DataError(f"{path} was not written by `mixsiam embed`: {error.args[0]}") from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, DataError) as error:
-        raise DataError(f"{path} is no vector file: {error}") from error
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        parquet_file.pyarrow()
+    read = {".npz": npz_file.read, ".parquet": parquet_file.read}[suffix]
+    if not os.path.lexists(path):
+        raise DataError(f"{path}: no such file; `mixsiam embed ... --out {path}` writes one")
+    with open_regular(path, DataError) as file:
+        try:
+            vectors, ids, labels = read(file, os.fstat(file.fileno()).st_size)
+            return VectorFile(vectors, ids, **labels)
+        except Exception as error:  # No list of what zipfile, numpy and pyarrow raise would be complete.
+            raise DataError(f"{path} is no vector file: {one_line(error) or type(error).__name__}") from error
 
 
-def _suffix(path: Path) -> str:
-    if path.suffix not in (".npz", ".parquet"):
+def _suffix(path: str | os.PathLike[str]) -> str:
+    suffix = Path(path).suffix
+    if suffix not in (".npz", ".parquet"):
         raise DataError(f"{path}: a vector file must end in .npz or .parquet")
-    return path.suffix
-
-
-def _write_npz(file: BinaryIO, data: VectorFile) -> None:
-    labels: dict[str, Any] = {name: np.array(getattr(data, name)) for name in _LABELS}
-    np.savez(file, vectors=data.vectors, ids=np.array(data.ids, dtype=str), **labels)
-
-
-def _read_npz(path: Path) -> VectorFile:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it holds a single array, not an .npz archive")
-    with archive:
-        labels = {name: str(archive[name]) for name in _LABELS}
-        return VectorFile(archive["vectors"], archive["ids"].astype(str).tolist(), **labels)
-
-
-def _write_parquet(file: BinaryIO, data: VectorFile) -> None:
-    pa, pq = _pyarrow()
-    # File names that are not valid Unicode come as lone surrogates, which Parquet's strings cannot hold.
-    ids = [name.encode("utf-8", "backslashreplace").decode() for name in data.ids]
-    dim = data.vectors.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(data.vectors.ravel(), pa.float32()), dim)
-    labels = {name: getattr(data, name) for name in _LABELS}
-    schema = pa.schema([("path", pa.string()), ("vector", column.type)], metadata=labels)
-    pq.write_table(pa.table([pa.array(ids, pa.string()), column], schema=schema), file, use_dictionary=False)
-
-
-def _read_parquet(path: Path) -> VectorFile:
-    pa, pq = _pyarrow()
-    table = pq.read_table(path)
-    if not pa.types.is_fixed_size_list(table["vector"].type):
-        raise ValueError(f"column vector is {table['vector'].type}; it must be a fixed-size list of float32")
-    metadata = table.schema.metadata or {}
-    labels = {name: metadata[name.encode()].decode() for name in _LABELS}
-    column = table["vector"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-    return VectorFile(vectors, table["path"].to_pylist(), **labels)
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        missing_extra("pyarrow", "bulk")
-    return pyarrow, pyarrow.parquet
+    return suffix

@@ -75,9 +75,12 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def run(path: Path, pixels: np.ndarray) -> list[np.ndarray]:
+def run(path: Path, pixels: np.ndarray, *, in_float: bool = False) -> list[np.ndarray]:
+    """Runs a graph; `in_float` computes each quantised operation apart, in float32, where no CPU can saturate."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if in_float:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     assert [(node.name, node.type) for node in session.get_inputs()] == [("pixel_values", "tensor(float)")]
     outputs = [(node.name, node.type) for node in session.get_outputs()]
@@ -96,6 +99,20 @@ def test_a_variant_gives_the_vectors_of_fp32_in_the_same_order_at_any_batch(
         assert got.shape == expected.shape
         x, y = got.reshape(batch, -1), expected.reshape(batch, -1)
         assert ((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)).min() > least
+
+
+def test_int8_weights_leave_a_bit_free_so_that_no_cpu_saturates(written: tuple[Path, dict[str, Variant]]) -> None:
+    graph = written[0] / INT8_ONNX_FILE
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(graph).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
+    assert len(weights) == 20  # ResNet-18's convolutions, three of them shortcuts.
+    assert max(np.abs(weight.astype(int)).max() for weight in weights) == 64
+    pixels = np.stack([preprocess(image, PRE) for image in draw_samples(8).values()])
+    here, exact = run(graph, pixels)[0], run(graph, pixels, in_float=True)[0]
+    assert ((here * exact).sum(1) / np.linalg.norm(here, axis=1) / np.linalg.norm(exact, axis=1)).min() > 0.9995
 
 
 def test_variants_are_valid_smaller_graphs_of_their_precision(written: tuple[Path, dict[str, Variant]]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hub_server import ALICE, BOB, Fault, LocalHub, cut, fail, first, slow
 from hub_server.round_trip import REPO, asked_files, contents, push
+from manifests import signed
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.errors import HubError, ModelError
@@ -57,7 +58,7 @@ def test_an_int8_user_downloads_that_graph_alone(hub: LocalHub, model_folder: Pa
     manifest = json.loads(files["mixsiam.json"])
     files[INT8_ONNX_FILE] = files[ONNX_FILE]
     manifest["files"][INT8_ONNX_FILE] = manifest["files"][ONNX_FILE]
-    hub.add_repo(REPO, {**files, "mixsiam.json": json.dumps(manifest).encode()})
+    hub.add_repo(REPO, {**files, "mixsiam.json": signed(manifest)})
     encoder = ImageEncoder.from_pretrained(REPO, precision="int8")
     assert asked_files(hub) == ["config.json", "mixsiam.json", INT8_ONNX_FILE]
     assert (encoder.backend, encoder.variant) == ("onnx", "int8-exact")

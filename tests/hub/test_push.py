@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hub_server import LocalHub, fail, first
 from hub_server.round_trip import REPO
+from manifests import edit_manifest
 
 pytest.importorskip("torch", reason="needs the extra export")
 
@@ -172,9 +172,7 @@ def test_a_card_edited_in_the_folder_goes_up_as_it_is(hub: LocalHub, small_folde
 def test_a_card_as_an_older_version_rendered_it_is_rendered_anew(hub: LocalHub, small_folder: Path) -> None:
     card = (small_folder / "README.md").read_text() + "\nOf an older template.\n"
     (small_folder / "README.md").write_text(card)
-    manifest = json.loads((small_folder / "mixsiam.json").read_text())
-    manifest["card_sha256"] = hashlib.sha256(card.encode()).hexdigest()
-    (small_folder / "mixsiam.json").write_text(json.dumps(manifest))
+    edit_manifest(small_folder, edit=lambda raw: raw.update(card_sha256=hashlib.sha256(card.encode()).hexdigest()))
     pushed(small_folder)
     text = hub.read(REPO)["README.md"].decode()
     assert "older template" not in text

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from manifests import edit_manifest
 
 from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.push import Pushed, plan_push, push
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.untrusted import sha256_file
 
 from .round_trip import REPO, contents
 
@@ -34,9 +33,7 @@ def rewrite(folder: Path, files: dict[str, bytes]) -> None:
     """Gives a folder these model files beside its JSON files, as another export would."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    manifest = json.loads((folder / "mixsiam.json").read_text())
-    manifest["files"] = {name: sha256_file(folder / name) for name in files}
-    (folder / "mixsiam.json").write_text(json.dumps(manifest))
+    edit_manifest(folder, *files, edit=lambda raw: raw.update(files={name: raw["files"][name] for name in files}))
 
 
 def pushed(folder: Path, **options: Any) -> Pushed:

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.errors import HubError, ModelError
+from mixsiam_hub.errors import ArgumentError, HubError, ModelError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model import hub
 from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE
-from mixsiam_hub.model.hub import HubRepo, resolve
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.hub import BUILTIN, HubRepo, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -124,3 +126,73 @@ def test_other_errors_of_the_client_are_passed_on_in_words(monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(HubError, match=r"config\.json could not be fetched: connection reset"):
         resolve("org/name")
+
+
+# Tokens
+
+
+TOKEN = "hf_abcdefGHIJKLMN"
+
+
+@pytest.mark.parametrize("given", [f"{TOKEN}\n", f" {TOKEN}\r\n", TOKEN])
+def test_white_space_around_a_token_is_dropped(
+    given: str, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, str]]
+) -> None:
+    import huggingface_hub
+
+    download, tokens = huggingface_hub.hf_hub_download, set()
+
+    def watch(*arguments: Any, token: str | None, **options: Any) -> str:
+        tokens.add(token)
+        return str(download(*arguments, **options))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", watch)
+    resolve("org/name", token=given)
+    assert tokens == {TOKEN}
+    assert asked
+
+
+@pytest.mark.parametrize("given", [f"{TOKEN}\nX", f"{TOKEN} X", f"{TOKEN}é", f"\x1b{TOKEN}"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(given: str) -> None:
+    with pytest.raises(ArgumentError, match=r"^token has white space") as caught:
+        resolve("org/name", token=given)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("token", [TOKEN, "opaque-1234567"])
+@pytest.mark.parametrize("say", ["Illegal header value b'Bearer {}'", "authorization: {}", "{{'Authorization': '{}'}}"])
+def test_no_error_of_the_client_is_passed_on_with_a_token(
+    say: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def fail(*arguments: Any, **options: Any) -> str:
+        try:
+            raise ValueError(say.format(token))
+        except ValueError as error:
+            raise ConnectionError(f"sending failed: {error}") from error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(HubError, match=r"sending failed.*\[token\]") as caught:
+        resolve("org/name", token=token)
+    assert token not in "".join(traceback.format_exception(caught.value))
+
+
+def test_words_of_the_client_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*arguments: Any, **options: Any) -> str:
+        raise RuntimeError("\x1b[2Jserver says:\n" + "x" * 10_000)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(HubError, match="server says") as caught:
+        resolve("org/name")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_relative_cache_is_that_of_the_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[HubRepo] = []
+    monkeypatch.setattr(HubRepo, "open", lambda repo: made.append(repo) or ModelFolder.open(BUILTIN))
+    resolve("org/name", cache_dir="cache")
+    assert made[0].cache_dir == str(Path.cwd() / "cache")

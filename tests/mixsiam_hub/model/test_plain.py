@@ -180,10 +180,10 @@ def test_every_tensor_but_the_classifiers_is_accounted_for(plain: Path, gone: st
 
 def test_weights_that_cannot_be_read_are_refused(plain: Path) -> None:
     save_file({"conv1.weight": torch.zeros(3, dtype=torch.float8_e4m3fn)}, plain / WEIGHTS_FILE)
-    with pytest.raises(ModelError, match=f"{WEIGHTS_FILE} has tensors of a type.*float8.*save"):
+    with pytest.raises(ModelError, match=f"{WEIGHTS_FILE} cannot be read as safetensors"):
         ImageEncoder.from_pretrained(plain)
     (plain / WEIGHTS_FILE).write_bytes(pickle.dumps({}))
-    with pytest.raises(ModelError, match=f"{WEIGHTS_FILE} is no safetensors file"):
+    with pytest.raises(ModelError, match=f"{WEIGHTS_FILE} cannot be read as safetensors"):
         ImageEncoder.from_pretrained(plain)
 
 

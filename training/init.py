@@ -1,0 +1,57 @@
+"""The encoder that training continues from: the recipe's `init`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.torch import load_backbone
+from mixsiam_hub.errors import RecipeError
+from mixsiam_hub.model.hub import resolve
+from mixsiam_hub.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose weights a run started from; it travels with the weights, so it names no folder of this machine.
+
+    Attributes:
+        name: `org/name` on the Hub, or a folder's own name.
+        revision: The commit on the Hub; None for a folder.
+        fingerprint: Of weights and preprocessing.
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: str
+
+
+def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
+    """Puts the weights of a recipe's `init` into a backbone.
+
+    Args:
+        backbone: The recipe's; changed in place.
+        recipe: Whose `init` is a model folder, or a Hub id with or without `@revision`.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        RecipeError: The encoder has another architecture or stride, or weights that are not finite.
+        ModelError: No such folder, or one that breaks the contract.
+        HubError: The repository cannot be reached, found or read.
+    """
+    init = recipe.init
+    folder = resolve(init)
+    found = (folder.config.architecture, folder.config.output_stride)
+    if found != (recipe.backbone, recipe.output_stride):
+        raise RecipeError(
+            f"init {init} is a {found[0]} of output_stride {found[1]}; set backbone = {found[0]!r} and "
+            f"output_stride = {found[1]}"
+        )
+    weights = load_backbone(folder).state_dict()
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise RecipeError(f"init {init}: {broken[0]} holds NaN or Infinity; choose another encoder")
+    backbone.load_state_dict(weights)
+    name = init.partition("@")[0] if folder.revision else folder.path.resolve().name
+    return Origin(name, folder.revision, folder.manifest.fingerprint)

@@ -1,0 +1,66 @@
+"""report.json and report.png: what was measured of encoders in this folder, each on each data set once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixsiam_hub.atomic import make_folder, replacing, write_text
+from mixsiam_hub.model.figures import Evaluation, evaluations_to_json
+from mixsiam_hub.model.files import REPORT_PICTURE
+from mixsiam_hub.training.checkpoint import REPORT_FILE, read_report
+
+TITLES = {"knn20": "kNN, k = 20", "knn200": "kNN, k = 200", "linear": "linear probe"}
+"""Measure -> how tables and pictures call it."""
+
+
+class Report:
+    """The evaluations in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder, and reads what was measured before.
+
+        Args:
+            folder: Of report.json and report.png.
+
+        Raises:
+            DataError: A report.json is there, and mixsiam did not write it.
+            OutputError: The folder cannot be made.
+        """
+        make_folder(folder)
+        self.folder = folder
+        self.evaluations = read_report(folder)
+
+    def add(self, result: Evaluation) -> None:
+        """Puts a result into report.json, in place of one of the same encoder and data, and draws report.png anew.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
+        same = (result.fingerprint, result.train_digest, result.test_digest)
+        kept = [e for e in self.evaluations if (e.fingerprint, e.train_digest, e.test_digest) != same]
+        self.evaluations = (*kept, result)
+        report = json.dumps(evaluations_to_json(self.evaluations), indent=2, allow_nan=False)
+        write_text(self.folder / REPORT_FILE, f"{report}\n")
+        _draw(self.evaluations, self.folder / REPORT_PICTURE)
+
+
+def _draw(evaluations: Sequence[Evaluation], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(evaluations), 3.6), layout="constrained")
+    axes_of = np.atleast_1d(figure.subplots(1, len(evaluations)))
+    for axes, evaluation in zip(axes_of, evaluations, strict=True):
+        for offset, (row, accuracy) in enumerate(evaluation.rows.items()):
+            heights = [100 * getattr(accuracy, measure) for measure in TITLES]
+            bars = axes.bar(np.arange(3) + 0.27 * (offset - 1), heights, 0.25, label=row)
+            axes.bar_label(bars, fmt="%.1f", fontsize=7)
+        axes.set_xticks(range(3), TITLES.values())
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"{evaluation.test} ({evaluation.n_test:,} images)", fontsize=10)
+        axes.legend(fontsize=7)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
