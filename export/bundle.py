@@ -88,7 +88,7 @@ def export_folder(
             encoder = _rounded(encoder)
         variants = _write_files(encoder, built, license_id, compact, calibration, force)
         manifest = _write_manifest(encoder, built, name, license_id, compact, variants)
-        verify_folder(built)
+        verify_folder(built, accept_forced=force)
     return manifest
 
 
