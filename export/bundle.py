@@ -89,7 +89,7 @@ def export_folder(
         variants = _write_files(encoder, built, license_id, compact, calibration, force)
         name = BUILTIN_CARD if folder.resolve() == BUILTIN else folder.name
         manifest = _describe(encoder, built, name, license_id, compact, variants)
-        verify_folder(built)
+        verify_folder(built, accept_forced=force)
         if folder.exists():
             folder.rmdir()
         built.rename(folder)

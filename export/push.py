@@ -85,7 +85,7 @@ def plan_push(
         raise ArgumentError(f"repo is {repo!r}; give org/name, or your own name in front of the slash")
     if tag and create_pr:
         raise ArgumentError(f"tag is {tag!r} and create_pr is set; tag the commit once the pull request is merged")
-    checked = verify(ModelFolder.open(folder)).folder
+    checked = verify(ModelFolder.open(folder), accept_forced=True).folder  # Its card says what was forced.
     with _explained(f"{repo}: the push could not be planned"):
         _persistently(HfApi().whoami)
         remote = _persistently(lambda: _look(repo, revision or MAIN))
@@ -327,7 +327,7 @@ def _compare(plan: PushPlan, repo: HubRepo) -> None:
     for file in plan.files:
         if sha256_file(repo.fetch(file.name)) != file.sha256:
             raise ModelError(f"{file.name} differs")
-    verify(repo.open())
+    verify(repo.open(), accept_forced=True)
 
 
 def _way_back(plan: PushPlan, done: Pushed) -> str:

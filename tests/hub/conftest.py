@@ -49,6 +49,6 @@ def small_folder(compact_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     from mixsiam_hub.export import push as pushing
     from mixsiam_hub.model.known_answers import Verified
 
-    monkeypatch.setattr(pushing, "verify", lambda folder: Verified(folder, len(folder.manifest.files), []))
+    monkeypatch.setattr(pushing, "verify", lambda folder, **_: Verified(folder, len(folder.manifest.files), (), None))
     monkeypatch.setattr(pushing, "WAITS_S", (0, 0))
     return make_small(compact_folder, tmp_path / "small")
