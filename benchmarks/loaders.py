@@ -25,7 +25,7 @@ from loaders_page import render, render_readme
 from numpy.typing import NDArray
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.export.variants import MIN_COSINE
+from mixsiam_hub.model.bars import BARS
 
 ROOT = Path(__file__).parents[1]
 RECORD, DOC, README = ROOT / "export" / "loaders.json", ROOT / "docs" / "loaders.md", ROOT / "README.md"
@@ -91,7 +91,7 @@ def loaders() -> list[Loader]:
 
     stock = ("transformers_js", js.SCRIPTS, "@huggingface/transformers")
     page = javascript("onnxruntime-web, the two graphs", "Chromium", "browser", js.PAGE, "onnxruntime-web")
-    int8 = replace(page, name="onnxruntime-web, int8", run=partial(js.browser, graph="int8"), bar=MIN_COSINE)
+    int8 = replace(page, name="onnxruntime-web, int8", run=partial(js.browser, graph="int8"), bar=BARS["int8"].min)
     return [
         python("timm", "timm"),
         python("transformers, AutoModel", "transformers_auto"),

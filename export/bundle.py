@@ -24,6 +24,7 @@ from mixsiam_hub.export.variants import Calibration, write_variants
 from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_weights
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.figures import Variant
 from mixsiam_hub.model.files import (
     ANSWERS,
     CARD_FILE,
@@ -88,7 +89,7 @@ def export_folder(
             encoder = _rounded(encoder)
         variants = _write_files(encoder, built, license_id, compact, calibration, force)
         name = BUILTIN_CARD if folder.resolve() == BUILTIN else folder.name
-        manifest = _describe(encoder, built, name, license_id, compact, variants)
+        manifest = _write_manifest(encoder, built, name, license_id, compact, variants)
         verify_folder(built, accept_forced=force)
         if folder.exists():
             folder.rmdir()
@@ -127,7 +128,7 @@ def _write_files(
     compact: bool,
     calibration: Calibration | None,
     force: bool,
-) -> dict[str, Any]:
+) -> dict[str, Variant]:
     """Writes everything but mixsiam.json and the card; returns what was measured of the smaller graphs."""
     config = encoder.config
     _write_json(folder / CONFIG_FILE, config.to_json(license_id))
@@ -145,8 +146,13 @@ def _write_files(
     return variants
 
 
-def _describe(
-    encoder: TrainedEncoder, folder: Path, name: str | None, license_id: str, compact: bool, variants: dict[str, Any]
+def _write_manifest(
+    encoder: TrainedEncoder,
+    folder: Path,
+    name: str | None,
+    license_id: str,
+    compact: bool,
+    variants: dict[str, Variant],
 ) -> Manifest:
     """Measures the folder's parity with the network in memory, and writes mixsiam.json and the card."""
     config = encoder.config
@@ -159,12 +165,12 @@ def _describe(
         method=encoder.method,
         weights="fp16" if compact else "fp32",
         training=encoder.provenance,
-        quality=encoder.quality,
+        evaluations=encoder.evaluations,
     )
     _write_json(folder / MANIFEST_FILE, manifest.to_json())
     images = sorted(path for path in (folder / ANSWERS).iterdir() if path.suffix != ".json")
     parity = measure_parity(encoder.backbone, ModelFolder.open(folder), images)
-    manifest = replace(manifest, parity=parity | ({"variants": variants} if variants else {}))
+    manifest = replace(manifest, parity=replace(parity, variants=variants))
     (folder / CARD_FILE).write_text(render_card(name, config, manifest), encoding="utf-8")
     manifest = replace(manifest, card_sha256=sha256_file(folder / CARD_FILE))
     _write_json(folder / MANIFEST_FILE, manifest.to_json())

@@ -15,10 +15,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mixsiam_hub.export.parity import MAX_RELATIVE_ERROR, MIN_COSINE
-from mixsiam_hub.export.pictures import SHEET_COUNT
-from mixsiam_hub.model.bars import MAX_LEVELS
+from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.figures import Variant
 from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.model.manifest import Manifest
@@ -27,6 +26,8 @@ BUILTIN_CARD = None
 """Name of the encoder inside the package, which no folder can have."""
 ROUNDING = "fp16_rounding_min_cosine"
 """Key of mixsiam.json's `training`: what it cost to round the weights to 16 bits."""
+SHEET_COUNT = 64
+"""Drawn images among which the card's picture shows neighbours."""
 
 _TEMPLATE = "card_template.md"
 _LOADERS = "loaders.json"
@@ -65,7 +66,7 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
     pictures = {file: pictures_at + file for file in (SHEET_PICTURE, REPORT_PICTURE) if file in manifest.files}
     record = json.loads(_read(_LOADERS))
     recipe = manifest.training.get("recipe", {})
-    variants = manifest.parity.get("variants", {})
+    variants = manifest.parity.variants if manifest.parity else {}
     card = ModelCard.from_template(
         _metadata(name or "mixsiam-hub built-in", manifest),
         template_str=_read(_TEMPLATE),
@@ -160,14 +161,14 @@ def _tags(manifest: Manifest) -> list[str]:
 
 def _results(manifest: Manifest) -> Iterator[EvalResult]:
     """Yields the model-index: the encoder's own accuracies, in %; their floors stand in the card."""
-    for entry in manifest.quality.get("evaluations", []):
-        scores = entry["rows"].get(manifest.method, {})
-        for measure, value in scores.items():
+    for entry in manifest.evaluations:
+        scores = entry.rows.get(manifest.method)
+        for measure, value in vars(scores).items() if scores else ():
             yield EvalResult(
                 task_type="image-classification",
                 task_name="Image classification on frozen features",
-                dataset_type=entry["test"].partition("::")[0].partition("/")[0],
-                dataset_name=entry["test"],
+                dataset_type=entry.test.partition("::")[0].partition("/")[0],
+                dataset_name=entry.test,
                 metric_type="accuracy",
                 metric_name=f"Accuracy of {_MEASURES[measure]}, %",
                 metric_value=round(100 * value, 2),
@@ -176,18 +177,19 @@ def _results(manifest: Manifest) -> Iterator[EvalResult]:
 
 def _evaluations(manifest: Manifest) -> Iterator[str]:
     """Yields a paragraph and a table for each data set that report.json holds."""
-    for entry in manifest.quality.get("evaluations", []):
+    for entry in manifest.evaluations:
         text = (
-            f"{entry['test']}, {entry['n_test']:,} images of {entry['classes']} classes, by {entry['train']} "
-            f"({entry['n_train']:,} images): accuracy in %, one seed, features in {entry['precision']}, by "
-            f"`{entry['command']}`."
+            f"{entry.test}, {entry.n_test:,} images of {entry.classes} classes, by {entry.train} "
+            f"({entry.n_train:,} images): accuracy in %, one seed, features in {entry.precision}, by "
+            f"`{entry.command}`."
         )
-        if ROUNDING in manifest.training and entry.get("fingerprint") != manifest.fingerprint:
+        if ROUNDING in manifest.training and entry.fingerprint != manifest.fingerprint:
             text += " Measured before the weights were rounded to 16 bits."
-        if not entry["clears_raw_pixels"]:
+        if not entry.clears_raw_pixels:
             text += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."
         rows = [
-            (name, *(f"{100 * scores[measure]:.1f}" for measure in _MEASURES)) for name, scores in entry["rows"].items()
+            (name, *(f"{100 * getattr(scores, measure):.1f}" for measure in _MEASURES))
+            for name, scores in entry.rows.items()
         ]
         yield f"{text}\n\n{_table(('features', *_MEASURES.values()), rows)}"
 
@@ -197,42 +199,47 @@ def _loader_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield row["loader"], row["version"], f"{row['mean']:.6f}", f"{row['min']:.6f}"
 
 
-def _variant_rows(variants: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name, figures in variants.items():
-        state = ", left out" if "left_out" in figures else ", forced" if "forced" in figures else ""
+def _variant_rows(variants: Mapping[str, Variant]) -> Iterator[tuple[str, ...]]:
+    for precision, variant in variants.items():
+        state = ", left out" if variant.left_out else ", forced" if variant.forced else ""
+        fidelity = variant.fidelity
+        change = fidelity.knn20_change_points
         yield (
-            f"{name}{state}",
-            f"{figures['bytes'] / 1e6:.1f}",
-            f"{figures['mean_cosine']:.6f}",
-            f"{figures['min_cosine']:.6f}",
-            f"{100 * figures['neighbour_agreement']:.1f} %",
-            f"{figures['knn20_change_points']:+.2f}" if "knn20" in figures else "not measured",
+            f"{precision}{state}",
+            f"{variant.bytes / 1e6:.1f}",
+            f"{fidelity.mean_cosine:.6f}",
+            f"{fidelity.min_cosine:.6f}",
+            f"{100 * fidelity.neighbour_agreement:.1f} %",
+            "not measured" if change is None else f"{change:+.2f}",
         )
 
 
-def _variant_notes(variants: Mapping[str, Any]) -> Iterator[str]:
+def _variant_notes(variants: Mapping[str, Variant]) -> Iterator[str]:
     """Yields what the figures of `_variant_rows` were measured on, a line of a list each."""
-    for name, figures in variants.items():
-        text = f"- {name}: {figures['images']:,} images of {_text(figures['data'])}"
-        if "knn20" in figures:
-            accuracy = 100 * figures["knn20_fp32"]
+    for precision, variant in variants.items():
+        fidelity = variant.fidelity
+        text = f"- {precision}: {fidelity.images:,} images of {_text(variant.data)}"
+        if fidelity.knn20_fp32 is not None:
+            accuracy = 100 * fidelity.knn20_fp32
             text += f"; kNN (k = 20) of the fp32 graph {accuracy:.1f} %, each half of them classified by the other"
-        if "calibration_images" in figures:
-            which = "others of them" if figures["held_out"] else "the same ones"
-            text += f"; calibrated on {figures['calibration_images']} images, {which}"
+        if variant.calibration_images is not None:
+            which = "others of them" if variant.held_out else "the same ones"
+            text += f"; calibrated on {variant.calibration_images} images, {which}"
         yield f"{text}."
 
 
 def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     parity = manifest.parity
-    sizes = ", ".join(map(str, parity["batch_sizes"]))
-    for name, error in parity["max_relative_error"].items():
+    if parity is None:
+        return
+    sizes = ", ".join(map(str, parity.batch_sizes))
+    for name, error in parity.max_relative_error.items():
         what = f"{name} backend, batches of {sizes}: largest error over the mean"
         yield what, f"{error:.1e}", f"{MAX_RELATIVE_ERROR:g}"
-    if pixels := parity.get("preprocess"):
-        yield "preprocess.onnx against Pillow, grey levels", str(pixels["max_levels"]), str(MAX_LEVELS)
-        yield "preprocess.onnx against Pillow, share of values that differ", f"{pixels['share_off']:.1e}", "-"
-    yield "file to vector, smallest cosine", str(parity["file_to_vector_min_cosine"]), str(MIN_COSINE)
+    if pixels := parity.preprocess:
+        yield "preprocess.onnx against Pillow, grey levels", str(pixels.max_levels), str(MAX_LEVELS)
+        yield "preprocess.onnx against Pillow, share of values that differ", f"{pixels.share_off:.1e}", "-"
+    yield "file to vector, smallest cosine", str(parity.file_to_vector_min_cosine), str(MIN_FILE_COSINE)
     if rounding := manifest.training.get(ROUNDING):
         yield "weights rounded to 16 bits against those trained, smallest cosine", str(rounding), "-"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixsiam_hub.model.figures import Fidelity
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.vectors.search import nearest_others
 
@@ -16,33 +17,31 @@ Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-def compare(full: Floats, small: Floats, labels: Labels | None) -> dict[str, Any]:
+def compare(full: Floats, small: Floats, labels: Labels | None) -> Fidelity:
     """Measures how far vectors are from those that they stand for.
 
     Args:
         full: (N, D) float32, N at least 2.
         small: (N, D) float32, of the same images; one that is not finite, or zero, has cosine 0 with everything.
         labels: (N,) int64 classes, or None. Images are in random order.
-
-    Returns:
-        images (N), mean_cosine, min_cosine, and neighbour_agreement: the share of images whose nearest other image is
-        the same one. With labels also knn20 and knn20_fp32, the accuracies in [0, 1] of small and full where each half
-        of the images is classified by the other, and knn20_change_points.
     """
     cosines = (_units(full) * _units(small)).sum(axis=1)
     full, small = (_units(vectors).astype(np.float32) for vectors in (full, small))
-    figures: dict[str, Any] = {
-        "images": len(full),
-        "mean_cosine": round(float(cosines.mean()), 7),
-        "min_cosine": round(float(cosines.min()), 7),
-        "neighbour_agreement": round(float(np.mean(_nearest_other(full) == _nearest_other(small))), 4),
-    }
-    if labels is not None:
-        before, after = _knn(full, labels), _knn(small, labels)
-        figures["knn20"] = round(after, 4)
-        figures["knn20_fp32"] = round(before, 4)
-        figures["knn20_change_points"] = round(100 * (after - before), 2)
-    return figures
+    fidelity = Fidelity(
+        images=len(full),
+        mean_cosine=round(float(cosines.mean()), 7),
+        min_cosine=round(float(cosines.min()), 7),
+        neighbour_agreement=round(float(np.mean(_nearest_other(full) == _nearest_other(small))), 4),
+    )
+    if labels is None:
+        return fidelity
+    before, after = _knn(full, labels), _knn(small, labels)
+    return replace(
+        fidelity,
+        knn20=round(after, 4),
+        knn20_fp32=round(before, 4),
+        knn20_change_points=round(100 * (after - before), 2),
+    )
 
 
 def _units(vectors: Floats) -> NDArray[np.float64]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +19,18 @@ from mixsiam_hub.errors import ModelError
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
-from mixsiam_hub.model.bars import MAX_LEVELS
+from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.figures import Parity, PreprocessParity
 from mixsiam_hub.model.files import PREPROCESS_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.vectors.cosine import row_cosines
 
 BATCH_SIZES = (1, 2, 3, 17)
-MAX_RELATIVE_ERROR = 1e-4
-MIN_COSINE = 0.99999
 Floats = NDArray[np.float32]
 
 
-def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path]) -> dict[str, Any]:
+def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path]) -> Parity:
     """Compares a written folder with the network that it was written from.
 
     Args:
@@ -41,7 +39,7 @@ def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path
         files: Image files for the comparison from file to vector.
 
     Returns:
-        `parity` of mixsiam.json.
+        What was measured, without the variants.
 
     Raises:
         ModelError: Something differs by more than is allowed; the message says what and by how much.
@@ -52,22 +50,22 @@ def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path
     errors = {name: worst_error(backbone, network, pixels) for name, network in networks.items()}
     for name, error in errors.items():
         _at_most(f"the largest error of the {name} backend, over the mean absolute feature,", error, MAX_RELATIVE_ERROR)
-    figures: dict[str, Any] = {
-        "max_relative_error": {name: _short(error) for name, error in errors.items()},
-        "batch_sizes": list(BATCH_SIZES),
-    }
-    graph = None
+    graph = prepared = None
     if PREPROCESS_FILE in folder.manifest.files:
         graph = PreprocessGraph(folder, available_cpus())
         levels, share = graph.levels_off()
         _at_most(f"the largest difference between {PREPROCESS_FILE} and Pillow, in grey levels,", levels, MAX_LEVELS)
-        figures["preprocess"] = {"max_levels": levels, "share_off": _short(share), "sizes": [list(s) for s in SIZES]}
+        prepared = PreprocessParity(levels, _short(share), SIZES)
     cosine = file_cosine(backbone, networks["onnx"], graph, pre, files)
-    if not cosine >= MIN_COSINE:
-        raise ModelError(_refusal("the smallest cosine from file to vector", cosine, f"at least {MIN_COSINE}"))
-    figures["file_to_vector_min_cosine"] = round(cosine, 8)
-    figures["versions"] = {name: version(name) for name in ("torch", "onnxruntime", "pillow")}
-    return figures
+    if not cosine >= MIN_FILE_COSINE:
+        raise ModelError(_refusal("the smallest cosine from file to vector", cosine, f"at least {MIN_FILE_COSINE}"))
+    return Parity(
+        max_relative_error={name: _short(error) for name, error in errors.items()},
+        batch_sizes=BATCH_SIZES,
+        file_to_vector_min_cosine=round(cosine, 8),
+        versions={name: version(name) for name in ("torch", "onnxruntime", "pillow")},
+        preprocess=prepared,
+    )
 
 
 def worst_error(backbone: Backbone, network: Backend, pixels: Floats) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.export.card import SHEET_COUNT
 from mixsiam_hub.export.parity import run
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
@@ -14,7 +15,6 @@ from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.vectors.search import nearest_others
 
-SHEET_COUNT = 64
 _QUERIES = range(3, SHEET_COUNT, 13)  # Five, of five families.
 _NEIGHBOURS = 5
 

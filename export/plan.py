@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub.utils.sha import git_hash
+
 from mixsiam_hub.model.files import CARD_FILE, CONFIG_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
 
@@ -33,8 +35,7 @@ class LocalFile:
     def of(cls, name: str, source: Path | bytes) -> LocalFile:
         """Reads and hashes a file."""
         data = source if isinstance(source, bytes) else source.read_bytes()
-        git_sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-        return cls(name, source, len(data), hashlib.sha256(data).hexdigest(), git_sha1.hexdigest())
+        return cls(name, source, len(data), hashlib.sha256(data).hexdigest(), git_hash(data))
 
     def is_in(self, files: Mapping[str, str]) -> bool:
         """Tells whether a commit with these files (path -> hash) holds this one."""

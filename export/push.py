@@ -1,5 +1,6 @@
-"""A model folder to the Hub: planned in full, sent as one commit, pulled back and checked.
+"""A model folder to the Hub: planned in full, replayed, sent as one commit, pulled back and replayed again.
 
+To plan computes no vector, and to push computes them by onnxruntime alone, so neither imports torch.
 A push is safe to repeat: the commit names its parent, so it lands once or not at all, and what is there already makes
 no second one.
 """
@@ -27,12 +28,13 @@ from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, ot
 from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error, unless_secret
-from mixsiam_hub.model.known_answers import verify
+from mixsiam_hub.model.known_answers import check_files, verify
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.untrusted import read_json, sha256_file
 
 MAIN = "main"
 _PULL_REQUESTS = "refs/pr/"
+_BACKENDS = ("onnx",)
 WAITS_S = (1.0, 5.0)
 """Pauses before the second and the third try after a lost connection."""
 
@@ -64,7 +66,7 @@ def plan_push(
     tag: str | None = None,
     overwrite_card: bool = False,
 ) -> PushPlan:
-    """Verifies a folder, checks its card and compares it with the Hub; changes nothing anywhere.
+    """Checks a folder's files and its card, and compares them with the Hub; changes nothing anywhere.
 
     Args:
         folder: The model folder.
@@ -85,7 +87,8 @@ def plan_push(
         raise ArgumentError(f"repo is {repo!r}; give org/name, or your own name in front of the slash")
     if tag and create_pr:
         raise ArgumentError(f"tag is {tag!r} and create_pr is set; tag the commit once the pull request is merged")
-    checked = verify(ModelFolder.open(folder), accept_forced=True).folder  # Its card says what was forced.
+    checked = ModelFolder.open(folder)
+    check_files(checked)
     with _explained(f"{repo}: the push could not be planned"):
         _persistently(HfApi().whoami)
         remote = _persistently(lambda: _look(repo, revision or MAIN))
@@ -106,7 +109,7 @@ def plan_push(
 
 
 def push(plan: PushPlan, message: str | None = None) -> Pushed:
-    """Carries a plan out: one commit, pulled back into a fresh cache and replayed, then the tag.
+    """Carries a plan out: replays the known answers, makes one commit, pulls it back and replays them again, tags it.
 
     What is there already is pulled back and replayed too: an earlier push may have found it wrong, or not seen it.
 
@@ -115,8 +118,10 @@ def push(plan: PushPlan, message: str | None = None) -> Pushed:
         message: The commit's; None names the encoder's fingerprint.
 
     Raises:
+        ModelError: The folder does not give its known answers; nothing was pushed.
         HubError: The push failed; the message says whether the commit is there, why, and what to do.
     """
+    verify(plan.folder, _BACKENDS, accept_forced=True)
     with _explained(f"{plan.repo}: nothing was pushed"):
         plan = _prepared(plan)
         done = _persistently(lambda: _commit(plan, message or _message(plan)))
@@ -199,7 +204,12 @@ def _is_as_rendered(text: str, folder: ModelFolder) -> bool:
 
 
 def _check_place(plan: PushPlan) -> None:
-    """Refuses what would end elsewhere than it was meant to."""
+    """Checks that the repository, branch and tag that were asked for can be had.
+
+    Raises:
+        HubError: The repository is public and --private is set, the branch is a tag or cannot be made, or the tag
+            stands at another commit.
+    """
     remote = plan.remote
     if plan.private and remote.commit and not remote.is_private:
         raise HubError(f"{plan.repo} is public; make it private in its settings first, or push without --private")
@@ -327,7 +337,7 @@ def _compare(plan: PushPlan, repo: HubRepo) -> None:
     for file in plan.files:
         if sha256_file(repo.fetch(file.name)) != file.sha256:
             raise ModelError(f"{file.name} differs")
-    verify(repo.open(), accept_forced=True)
+    verify(repo.open(), _BACKENDS, accept_forced=True)
 
 
 def _way_back(plan: PushPlan, done: Pushed) -> str:

@@ -37,10 +37,10 @@ def open_encoder(source: str) -> TrainedEncoder:
 def _evaluated_as_it_is(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:
     """Returns a run's encoder after a look whether its report.json is of the step that it stands at."""
     steps = encoder.provenance["steps"]
-    for entry in encoder.quality.get("evaluations", []):
-        if entry.get("steps", steps) != steps:
+    for entry in encoder.evaluations:
+        if entry.steps not in (None, steps):
             raise DataError(
-                f"{run / REPORT_FILE}: the figures for {entry['test']} are of step {entry['steps']}, the run is at "
+                f"{run / REPORT_FILE}: the figures for {entry.test} are of step {entry.steps}, the run is at "
                 f"{steps} by now; evaluate it again, or remove the file to export without figures"
             )
     return encoder
@@ -59,5 +59,5 @@ def folder_encoder(folder: ModelFolder) -> TrainedEncoder:
     manifest = folder.manifest
     report = folder.file(REPORT_PICTURE) if REPORT_PICTURE in manifest.files else None
     return TrainedEncoder(
-        load_backbone(folder).eval(), folder.config, manifest.method, manifest.training, manifest.quality, report
+        load_backbone(folder).eval(), folder.config, manifest.method, manifest.training, manifest.evaluations, report
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,20 +14,21 @@ from tqdm import tqdm
 
 from mixsiam_hub.backends.signature import INPUT, POOLED
 from mixsiam_hub.cpus import available_cpus
-from mixsiam_hub.errors import DataError, ImageError, ModelError
+from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.fidelity import Floats, Labels, compare
 from mixsiam_hub.export.quantise import write_fp16, write_int8
 from mixsiam_hub.images.preprocess import normalise, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.bars import BARS
 from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.figures import Fidelity, Variant
 from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE
-from mixsiam_hub.training.data import ImageSet, open_images
+from mixsiam_hub.training.data import class_numbers, open_images, sample
+from mixsiam_hub.training.features import read_batches
 from mixsiam_hub.training.recipe import data_name
 
 MIN_CALIBRATION, MAX_CALIBRATION = 200, 512
 MIN_MEASURED, MAX_MEASURED = 100, 2000
-MIN_MEAN_COSINE, MIN_COSINE = BARS["int8"]
 
 _BATCH_SIZE = 16
 Pixels = Sequence[NDArray[np.uint8]]
@@ -56,7 +56,7 @@ class Calibration:
 def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
     """Reads a fixed sample of a data set: half of it for calibration, the rest for measuring, each up to its maximum.
 
-    Corrupt images are left out. Where too few would be left to measure on, all of them serve both ends.
+    Corrupt images are left out. Where fewer than MIN_MEASURED would be left to measure on, all of them are measured on.
 
     Args:
         spec: As `open_images` takes it.
@@ -65,29 +65,27 @@ def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
     Raises:
         DataError: As `open_images`; or fewer than MIN_CALIBRATION images can be read.
     """
-    images = open_images(spec).sample(MAX_CALIBRATION + MAX_MEASURED)
-    pixels, positions = _read(images, pre)
+    images = sample(open_images(spec), MAX_CALIBRATION + MAX_MEASURED)
+    batches = list(read_batches(images, pre))
+    pixels = np.concatenate([batch.pixels for batch in batches])  # (n, S, S, 3)
     if len(pixels) < MIN_CALIBRATION:
         raise DataError(
             f"{spec}: {len(pixels)} images can be read, and int8 needs at least {MIN_CALIBRATION} to calibrate on; "
             "give more, or export without calibration"
         )
-    order = np.random.default_rng(0).permutation(len(pixels))  # A data set often lies class by class.
+    labels = None
+    if images.labels is not None:
+        classes = class_numbers(images, sorted(set(images.labels)))
+        labels = classes[np.concatenate([batch.indices for batch in batches])]
     n = min(MAX_CALIBRATION, max(MIN_CALIBRATION, len(pixels) // 2))
-    held_out = len(pixels) - n >= MIN_MEASURED
-    ranges, measured = (order[:n], order[n:]) if held_out else (order, order)
-    return Calibration(
-        data_name(spec),
-        [pixels[i] for i in ranges],
-        [pixels[i] for i in measured],
-        None if images.labels is None else images.labels[positions][measured],
-        held_out,
-    )
+    if len(pixels) - n < MIN_MEASURED:
+        return Calibration(data_name(spec), pixels[:n], pixels, labels, held_out=False)
+    return Calibration(data_name(spec), pixels[:n], pixels[n:], None if labels is None else labels[n:])
 
 
 def write_variants(
     folder: Path, pre: Preprocessing, calibration: Calibration | None = None, *, force: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Variant]:
     """Writes FP16_ONNX_FILE and, with calibration images, INT8_ONNX_FILE beside ONNX_FILE.
 
     Args:
@@ -97,30 +95,38 @@ def write_variants(
         force: Write a graph that fails the limits, and record that.
 
     Returns:
-        For mixsiam.json, `fp16` and `int8` -> bytes, data and the figures of `compare`. int8 has calibration_images and
-        held_out too. `forced` is there only where it was needed, and `left_out` where an fp16 graph was not written
-        because some activations exceed what fp16 holds.
+        `fp16` and `int8` -> what was measured; an fp16 graph that fails the limits, since some activations exceed what
+        fp16 holds, is left out and recorded as such.
 
     Raises:
-        ModelError: int8's vectors are too far from fp32's: below MIN_MEAN_COSINE or, the worst, MIN_COSINE.
+        ModelError: int8's vectors are further from fp32's than BARS allows.
     """
     images = calibration or _drawn(pre)
     full = folder / ONNX_FILE
     with TemporaryDirectory(prefix=".variants-", dir=full.parent) as temporary:
         graphs = _write_graphs(full, Path(temporary), pre, images)
         expected = _embed(full, images.measured, pre)
-        record: dict[str, Any] = {}
-        for name, graph in graphs.items():
-            figures = compare(expected, _embed(graph, images.measured, pre), images.labels)
-            record[name] = {"bytes": graph.stat().st_size, "data": images.data} | figures
-            if not _is_close(figures):
-                record[name] |= {"forced": True} if force else _left_out(name, record[name])
-        if "int8" in record:
-            record["int8"] |= {"calibration_images": len(images.images), "held_out": images.held_out}
-        for name, graph in graphs.items():
-            if "left_out" not in record[name]:
+        variants = {}
+        for precision, graph in graphs.items():
+            fidelity = compare(expected, _embed(graph, images.measured, pre), images.labels)
+            bar = BARS[precision]
+            is_close = fidelity.mean_cosine >= bar.mean and fidelity.min_cosine >= bar.min
+            is_int8 = precision == "int8"
+            if is_int8 and not is_close and not force:
+                raise ModelError(_refusal(images.data, fidelity))
+            variants[precision] = Variant(
+                graph.stat().st_size,
+                images.data,
+                fidelity,
+                len(images.images) if is_int8 else None,
+                images.held_out if is_int8 else None,
+                forced=force and not is_close,
+                left_out=not force and not is_close,
+            )
+        for precision, graph in graphs.items():
+            if not variants[precision].left_out:
                 graph.replace(full.with_name(graph.name))
-    return record
+    return variants
 
 
 def _drawn(pre: Preprocessing) -> Calibration:
@@ -134,18 +140,6 @@ def _write_graphs(full: Path, into: Path, pre: Preprocessing, images: Calibratio
         graphs["int8"] = into / Path(INT8_ONNX_FILE).name
         write_int8(full, graphs["int8"], _batches(images.images, pre, "calibrating"))
     return graphs
-
-
-def _read(images: ImageSet, pre: Preprocessing) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """Returns the readable images and their positions."""
-    pixels, positions = [], []
-    for position in tqdm(range(len(images)), desc="reading images", unit="image", disable=None, leave=False):
-        try:
-            pixels.append(resize_and_crop(images[position], pre))
-        except ImageError:
-            continue
-        positions.append(position)
-    return pixels, positions
 
 
 def _batches(pixels: Pixels, pre: Preprocessing, what: str) -> Iterator[Floats]:
@@ -166,21 +160,9 @@ def _embed(graph: Path, pixels: Pixels, pre: Preprocessing) -> Floats:
     return np.concatenate([session.run([POOLED], {INPUT: batch})[0] for batch in batches])
 
 
-def _is_close(figures: Mapping[str, Any]) -> bool:
-    return bool(figures["mean_cosine"] >= MIN_MEAN_COSINE and figures["min_cosine"] >= MIN_COSINE)
-
-
-def _left_out(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuses int8, which was asked for; fp16, which comes along, is left out, and the record says so.
-
-    Raises:
-        ModelError: It is int8; the message says what was measured.
-    """
-    if name == "fp16":
-        return {"left_out": True}
-    raise ModelError(
-        f"the {name} graph's cosine to fp32, on {figures['images']} images of {figures['data']}, is "
-        f"{figures['mean_cosine']} on average and {figures['min_cosine']} at worst; at least {MIN_MEAN_COSINE} and "
-        f"{MIN_COSINE} are needed. Nothing was written: calibrate on more images, or on images more like those that "
-        "will be embedded; or force it"
+def _refusal(data: str, fidelity: Fidelity) -> str:
+    return (
+        f"the int8 graph's cosine to fp32, on {fidelity.images} images of {data}, is {fidelity.mean_cosine} on average "
+        f"and {fidelity.min_cosine} at worst; at least {BARS['int8'].mean} and {BARS['int8'].min} are needed. "
+        "Nothing was written: calibrate on more images, or on images more like those that will be embedded; or force it"
     )

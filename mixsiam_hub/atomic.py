@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,8 +27,11 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
         OutputError: The place cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    # 40 characters: in UTF-8 a name may be longer in bytes than its place's 255.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # Now and not at the rename, of a name too long.
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder; give the name of a file")
         with open(temporary, "xb") as file:  # Exclusively: never through a link that somebody put there.
@@ -42,7 +45,8 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
             raise  # Of another file, which the caller had open meanwhile.
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # It was never made; the error on its way says more.
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

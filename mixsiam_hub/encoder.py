@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import ArgumentError, ImageError, ModelError
-from mixsiam_hub.images.load import ImageSource
+from mixsiam_hub.images.kinds import ImageSource
 from mixsiam_hub.images.preprocess import normalise
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches

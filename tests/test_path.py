@@ -86,16 +86,20 @@ def test_a_folder_is_exported_again_with_an_int8_graph(model_folder: Path, tmp_p
 
 def test_training_continues_from_a_folder(run: Path, model_folder: Path, tmp_path: Path) -> None:
     """`init` starts from the folder's weights; another architecture is refused with what to set."""
+    from mixsiam_hub.training.init import load_init
     from mixsiam_hub.training.loop import make_model
     from mixsiam_hub.training.recipe import load_recipe
 
-    model = make_model(load_recipe("digits", [f'init="{model_folder}"']))
+    recipe = load_recipe("digits", [f'init="{model_folder}"'])
+    model = make_model(recipe)
+    load_init(model.backbone, recipe)
     expected = ImageEncoder.from_pretrained(model_folder).to_torch().state_dict()
     for name, tensor in model.backbone.state_dict().items():
         assert tensor.equal(expected[name]), name
     settings = ["--set", f"init={model_folder}", "--set", "output_stride=32", "--set", f"run_dir={tmp_path / 'run'}"]
     result = mixsiam("train", "digits", *settings, exit_code=1)
     assert "output_stride = 16" in result.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

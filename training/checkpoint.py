@@ -15,7 +15,7 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.figures import Evaluation, evaluations_from_json, evaluations_to_json
+from mixsiam_hub.model.figures import Evaluation, evaluations_from_json
 from mixsiam_hub.model.files import REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
@@ -118,7 +118,7 @@ class TrainedEncoder:
         config: Architecture, stride and the deployed preprocessing.
         method: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
-        quality: The run's report.json, or empty.
+        evaluations: From the run's report.json.
         report: The picture of it, where there is one.
     """
 
@@ -126,7 +126,7 @@ class TrainedEncoder:
     config: ModelConfig
     method: str
     provenance: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
     report: Path | None = None
 
 
@@ -164,7 +164,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
     where the recipe says.
 
     Raises:
-        DataError: The folder is no run, has no checkpoint yet, or has not ended and its data are gone.
+        DataError: The folder is no run, has no checkpoint yet, has not ended and its data are gone, or holds a
+            report.json that `mixsiam evaluate` did not write.
     """
     recipe = run_recipe(run)
     state = read_checkpoint(run)
@@ -175,7 +176,6 @@ def load_encoder(run: Path) -> TrainedEncoder:
         first = json.loads(state["log"])[0]
     use_statistics(backbone, state["statistics"] or _estimate(recipe, backbone))
     evaluations = read_report(run)
-    quality = evaluations_to_json(evaluations) if evaluations else {}
     work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
     values = recipe.to_json()
     if origin := first["run"].get("init"):
@@ -187,8 +187,8 @@ def load_encoder(run: Path) -> TrainedEncoder:
         recipe.model_config,
         recipe.method,
         provenance,
-        quality,
-        picture if quality and picture.is_file() else None,
+        evaluations,
+        picture if evaluations and picture.is_file() else None,
     )
 
 

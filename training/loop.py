@@ -139,8 +139,8 @@ class _Trainer:
         if not self.progress.statistics:
             self.progress.statistics = clean_statistics(self.model.backbone, self.images, self.pre)
             self._save()
-        if self.progress.unreadable:
-            logger.warning("%d images could not be read and were left out", len(self.progress.unreadable))
+        if count := len(self.progress.unreadable):
+            logger.warning("images left out because they cannot be read: %d", count)
         return Outcome(self.run, self.progress.log[-1]["verdict"], self.progress.step == self.total_steps)
 
     def _batches(self) -> Iterator[ViewBatch]:

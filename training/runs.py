@@ -36,15 +36,17 @@ def new_run(recipe: Recipe) -> Iterator[Path]:
         DataError: `run_dir` holds files already.
         OutputError: The folder cannot be made or written.
     """
-    run = Path(recipe.run_dir) if recipe.run_dir else RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    make_folder(run.parent)
+    is_ours = True
     if recipe.run_dir:
+        run = Path(recipe.run_dir)
+        make_folder(run.parent)
         is_ours = _make(run)
-        if not is_ours:
-            _check_empty(run)
     else:
-        run = next(path for path in _numbered(run) if _make(path))
-        is_ours = True
+        make_folder(RUNS)
+        run = next(path for path in _numbered(f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}") if _make(path))
+    _check_empty(run)
+    with _output_errors(run):
+        (run / RECIPE_FILE).touch(exist_ok=False)  # Another run may have found the same folder empty.
     try:
         write_text(run / RECIPE_FILE, recipe.to_toml())
         yield run
@@ -67,7 +69,7 @@ def find_run(recipe: Recipe) -> Path:
         RecipeError: It was started with another recipe.
     """
     runs = [Path(recipe.run_dir)] if recipe.run_dir else _runs_of(recipe.name)
-    runs = [run for run in runs if os.path.isfile(run / RECIPE_FILE)]
+    runs = [run for run in runs if _has_recipe(run)]
     if not runs:
         raise DataError(f"no run of {recipe.name} to resume; leave --resume out, or --set run_dir=FOLDER")
     run = runs[-1]
@@ -119,28 +121,41 @@ def _runs_of(name: str) -> list[Path]:
     return [path for match, path in sorted(found, key=lambda one: (one[0][1], int(one[0][2] or 1)))]
 
 
-def _numbered(run: Path) -> Iterator[Path]:
-    yield run
+def _has_recipe(run: Path) -> bool:
+    """False too where the run was killed in the very moment of writing its recipe."""
+    try:
+        return os.path.getsize(run / RECIPE_FILE) > 0
+    except OSError:
+        return False
+
+
+def _numbered(name: str) -> Iterator[Path]:
+    yield RUNS / name
     for number in count(2):
-        yield run.with_name(f"{run.name}-{number}")
+        yield RUNS / f"{name}-{number}"
 
 
 def _make(run: Path) -> bool:
     """Makes a folder; False where something of that name exists."""
-    try:
-        run.mkdir()
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise OutputError(f"{run} cannot be made: {error.strerror}; set run_dir to another folder") from error
+    with _output_errors(run):
+        try:
+            run.mkdir()
+        except FileExistsError:
+            return False
     return True
 
 
 def _check_empty(run: Path) -> None:
+    with _output_errors(run):
+        if any(run.iterdir()):
+            raise FileExistsError
+
+
+@contextmanager
+def _output_errors(run: Path) -> Iterator[None]:
     try:
-        # A run killed before its recipe was whole leaves a .tmp and nothing else.
-        is_empty = all(path.suffix == ".tmp" for path in run.iterdir())
+        yield
+    except FileExistsError:
+        raise DataError(f"{run} is not empty; add --resume to go on with it, or choose another run_dir") from None
     except OSError as error:
-        raise OutputError(f"{run} cannot be a run folder: {error.strerror}; set run_dir to another") from error
-    if not is_empty:
-        raise DataError(f"{run} is not empty; add --resume to go on with it, or choose another run_dir")
+        raise OutputError(f"{run} cannot be a run's folder: {error.strerror}; set run_dir to another") from error

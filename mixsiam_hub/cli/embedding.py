@@ -49,11 +49,12 @@ def embed(inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size:
                 opened, images, model=encoder.model, batch_size=batch_size, strict=strict, progress=bar.update
             )
         write(vectors)
-    write_errors(out, images.unreadable | bad)
-    if images.unreadable or bad:
+    unread = {**images.unreadable, **bad}
+    write_errors(out, unread)
+    if unread:
         click.echo(f"{printable(str(errors_path(out)))} says what could not be read, and why", err=True)
     click.echo(f"{_summary(out, vectors, images, bad)}; by {opened.backend} on {opened.device}, {opened.variant}")
-    if images.unreadable or bad:
+    if unread:
         sys.exit(EXIT_SKIPPED)
 
 
@@ -95,7 +96,7 @@ def demo(folder: Path | None, encoder: EncoderOptions, out: Path, sheet: Path | 
     with vector_writer(file) as write:
         vectors, bad = embed_files(encoder.open(), images, model=encoder.model)
         write(vectors)
-    for key, reason in (images.unreadable | bad).items():
+    for key, reason in {**images.unreadable, **bad}.items():
         click.echo(printable(f"{key}: {reason}"), err=True)
     click.echo(_summary(file, vectors, images, bad))
     if vectors.ids:

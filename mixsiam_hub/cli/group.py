@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import os
 import re
 import signal
 import sys
@@ -45,10 +46,7 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # File names that are no Unicode are printed as the bytes that they are.
-            is_unicode = sys.stdout.encoding.lower().startswith("utf")
-            sys.stdout.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
+        _prepare_streams()
         try:
             with _signals_raised():
                 return super().invoke(ctx)
@@ -131,6 +129,17 @@ def extra(name: str) -> Iterator[None]:
 def printable(name: str) -> str:
     """Returns a name with its control characters escaped: names come from files, and a terminal obeys such."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+
+
+def _prepare_streams() -> None:
+    """Makes printing safe: no name fails to be encoded, and no file takes the place of a stream that is closed."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # Then its descriptor is the lowest free one, which the next file would get.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names that are no Unicode are printed as the bytes that they are.
+        is_unicode = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
 
 
 @contextmanager

@@ -57,11 +57,12 @@ def export(run: str, folder: Path, license_id: str, calibration: str | None, for
     images = open_calibration(calibration, encoder.config.preprocessing) if calibration else None
     manifest = export_folder(encoder, folder, license_id, compact=compact, calibration=images, force=force)
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
-    for name, figures in manifest.parity.get("variants", {}).items():
-        state = ", left out: some activations exceed what fp16 holds" if "left_out" in figures else ""
+    for precision, variant in (manifest.parity.variants if manifest.parity else {}).items():
+        state = ", left out: some activations exceed what fp16 holds" if variant.left_out else ""
+        fidelity = variant.fidelity
         click.echo(
-            f"{name}{state}: {figures['bytes'] / 1e6:.1f} MB, cosine to fp32 {figures['mean_cosine']:.6f} in the mean, "
-            f"{figures['min_cosine']:.6f} at least, on {figures['images']} images ({figures['data']})"
+            f"{precision}{state}: {variant.bytes / 1e6:.1f} MB, cosine to fp32 {fidelity.mean_cosine:.6f} in the mean, "
+            f"{fidelity.min_cosine:.6f} at least, on {fidelity.images} images ({variant.data})"
         )
 
 

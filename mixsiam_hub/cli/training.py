@@ -25,7 +25,7 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
         from mixsiam_hub.training import preview as sheet
         from mixsiam_hub.training.recipe import load_recipe
     _log_to_stderr()
-    chosen = load_recipe(recipe, [*overrides, *([f"data={json.dumps(data)}"] if data else [])])
+    chosen = load_recipe(recipe, [*overrides, *([f"data={_toml_string(data)}"] if data else [])])
     if preview:
         click.echo(f"{sheet.preview(chosen, Path('preview.png'))}: views and mixtures of eight images")
         return
@@ -54,6 +54,11 @@ def evaluate(model: str | None, train_data: str, test_data: str, out: Path | Non
     if not result.clears_raw_pixels:
         click.echo("undertrained: kNN (k = 20) is less than 5 points above raw pixels; draw no comparison from it")
     report.add(result)  # Last: whatever becomes of it, the figures are on the screen.
+
+
+def _toml_string(text: str) -> str:
+    """Returns text as a string of TOML, which is as JSON's, but with DEL escaped and no surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def _log_to_stderr() -> None:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mixsiam_hub.errors import ImageError
-from mixsiam_hub.images.load import MAX_PIXELS, ImageSource, describe, load_image
+from mixsiam_hub.images.kinds import ImageSource, describe
+from mixsiam_hub.images.load import load_image
 from mixsiam_hub.model.config import Preprocessing
 
 MAX_RESIZED_PIXELS = 16_000_000
@@ -36,8 +37,7 @@ def resize_and_crop(image: Image.Image, pre: Preprocessing) -> NDArray[np.uint8]
             f"{image.width}x{image.height} would be resized to {size[0]}x{size[1]}, more than {MAX_RESIZED_PIXELS} "
             "pixels; crop the strip first"
         )
-    if size != image.size:
-        image = image.resize(size, Image.Resampling[pre.interpolation.upper()])
+    image = _resize(image, size, Image.Resampling[pre.interpolation.upper()])
     left, top = (round((edge - pre.input_px) / 2) for edge in size)
     if size != (pre.input_px, pre.input_px):
         image = image.crop((left, top, left + pre.input_px, top + pre.input_px))
@@ -82,10 +82,13 @@ def preprocess(image: Image.Image, pre: Preprocessing) -> NDArray[np.float32]:
     return normalise(resize_and_crop(image, pre), pre)
 
 
-def load_pixels(
-    source: ImageSource, pre: Preprocessing, *, name: str | None = None, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
+def load_pixels(source: ImageSource, pre: Preprocessing, *, name: str | None = None) -> NDArray[np.uint8]:
     """Decodes, resizes and crops one image: what a worker thread does for each.
+
+    Args:
+        source: As `load_image` takes it.
+        pre: The encoder's preprocessing.
+        name: What to call it in an error.
 
     Returns:
         (S, S, 3) uint8, S = input_px; read-only.
@@ -93,11 +96,25 @@ def load_pixels(
     Raises:
         ImageError: As `load_image` and `resize_and_crop`; the message names the image.
     """
-    image = load_image(source, name=name, max_pixels=max_pixels)
+    image = load_image(source, name=name)
     try:
         return resize_and_crop(image, pre)
     except ImageError as error:
         raise ImageError(f"{name or describe(source)}: {error}") from None
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    """Resizes one axis after the other, since Pillow's own order depends on its version, and each pass rounds.
+
+    This is Pillow 13's order; older ones always take the width first.
+    """
+    width, height = image.size
+    shrinks_most_in_height = size[1] < height and height - size[1] > 2 * (width - size[0])
+    between = (width, size[1]) if shrinks_most_in_height else (size[0], height)
+    for step in (between, size):
+        if step != image.size:
+            image = image.resize(step, resampling)
+    return image
 
 
 def _resized(size: tuple[int, int], short_px: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import ImageError
-from mixsiam_hub.images.load import ImageSource, load_image
+from mixsiam_hub.images.kinds import ImageSource
+from mixsiam_hub.images.load import load_image
 
 _PAPER, _CELL, _TEXT, _FAINT, _ACCENT = "#ffffff", "#eef0f3", "#24292f", "#6b7480", "#d9480f"
 _FONT_PX = 13

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.images.load import ImageSource, is_image_path
+from mixsiam_hub.images.kinds import ImageSource, is_image_path
 
 PARQUET_SUFFIX = ".parquet"
 
@@ -186,8 +186,8 @@ def open_source(specs: str | Sequence[str]) -> ImageSet:
     Args:
         specs: Each a file, taken whatever its suffix; a folder, searched to any depth for image suffixes, hidden files
             and folders left out; a Parquet file, or a folder that holds Parquet files and no images; or a glob (`**`
-            and `~` work), whose matches count by suffix as a folder's do. A name that exists is never read as a glob. Of a
-            single folder whose every image lies in a sub-folder, the first sub-folder's name is the class.
+            and `~` work), whose matches count by suffix as a folder's do. A name that exists is never read as a glob.
+            Of a single folder whose every image lies in a sub-folder, the first sub-folder's name is the class.
 
     Raises:
         DataError: An input that stands for no image, or a Parquet file without a column of images.

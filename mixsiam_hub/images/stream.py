@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mixsiam_hub.errors import ImageError
-from mixsiam_hub.images.load import ImageSource, take
+from mixsiam_hub.images.kinds import ImageSource
+from mixsiam_hub.images.load import take
 from mixsiam_hub.images.preprocess import load_pixels
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.model.config import Preprocessing
@@ -148,7 +149,7 @@ class _DecodeAhead:
                 item = _as_item(index, next(images))
                 outcome: _Outcome = Future()
                 try:
-                    self._tasks.put((outcome, Item(item.key, take(item.source))))
+                    self._tasks.put((outcome, Item(item.key, take(item.source, name=item.key))))
                 except ImageError as error:
                     outcome.set_result(named_error(item.key, error))
                 self._ordered.put((index, item.key, outcome))

@@ -25,6 +25,10 @@ BARS = {"fp32": Bar(0.9999, 0.9999), "fp16": Bar(0.995, 0.97), "int8": Bar(0.995
 """Precision -> its bar."""
 MAX_LEVELS = 1
 """Grey levels that preprocess.onnx may differ from Pillow by."""
+MAX_RELATIVE_ERROR = 1e-4
+"""Of an output of an exported graph, over the mean absolute output; on the machine that exports."""
+MIN_FILE_COSINE = 0.99999
+"""From image file to vector, the graphs against Pillow and torch; on the machine that exports."""
 
 
 @dataclass(frozen=True)

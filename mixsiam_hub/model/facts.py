@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mixsiam_hub.model.figures import evaluations_to_json
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.untrusted import one_line
 
@@ -28,8 +29,8 @@ def facts_of(folder: ModelFolder) -> dict[str, str]:
         "fingerprint": manifest.fingerprint,
         "files": len(manifest.files),
         "training": manifest.training,
-        "parity": manifest.parity,
-        "quality": manifest.quality,
+        "parity": manifest.parity.to_json() if manifest.parity else {},
+        "quality": evaluations_to_json(manifest.evaluations),
     }
     return _flatten(facts)
 

@@ -122,7 +122,10 @@ def evaluations_to_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def evaluations_from_json(raw: object, source: str, error: type[MixsiamError] = ModelError) -> tuple[Evaluation, ...]:
-    """Reads report.json, or mixsiam.json's `quality`; {} holds none. Arguments and errors as of `Accuracy.from_json`."""
+    """Reads report.json, or mixsiam.json's `quality`, where {} holds none.
+
+    Arguments and errors as of `Accuracy.from_json`.
+    """
     fields = Fields(raw, source, error)
     entries = fields.items(EVALUATIONS, Evaluation.from_json) if raw else ()
     fields.end()

@@ -7,9 +7,9 @@ there for other programs that replay it, and must not be lower.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.model import hub
 from mixsiam_hub.model.bars import BARS, MAX_LEVELS, PixelCheck, VectorCheck
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.model.figures import Variant
 from mixsiam_hub.model.files import (
     ANSWERS,
     ANSWERS_FILE,
@@ -77,17 +78,42 @@ def verify_folder(name_or_path: str | Path | None = None, *, accept_forced: bool
     return verify(hub.resolve(name_or_path), accept_forced=accept_forced)
 
 
-def verify(folder: ModelFolder, *, accept_forced: bool = False) -> Verified:
+def verify(
+    folder: ModelFolder, backend_names: Collection[str] | None = None, *, accept_forced: bool = False
+) -> Verified:
     """Checks every file's sha256, the fingerprint, the copies of the preprocessing, and what each graph gives.
 
     Args:
         folder: The model.
+        backend_names: What replays the known answers; None for onnx, and torch where it is installed.
         accept_forced: Let a graph pass that fails its bar where mixsiam.json says that export was forced to write it.
 
     Raises:
         ModelError: Something does not hold; the message says what.
         BackendError: onnxruntime is not installed.
         ImageError: An image of the known answers cannot be read.
+        HubError: A file of a repository cannot be fetched.
+    """
+    check_files(folder)
+    if backend_names is None:  # onnxruntime is no choice: without it no graph would be replayed.
+        backend_names = {"onnx", *backends.present_backends()}
+    vectors = replay_vectors(folder, backend_names)
+    pixels = replay_pixels(folder) if PREPROCESS_FILE in folder.manifest.files else None
+    wrong = [str(check) for check in vectors if not check.holds and not (accept_forced and check.forced)]
+    if pixels and not pixels.holds:
+        wrong.append(str(pixels))
+    if wrong:
+        raise ModelError(f"{folder.path} does not give what it was exported with: {'. '.join(wrong)}; export it again")
+    return Verified(folder, len(folder.manifest.files), vectors, pixels)
+
+
+def check_files(folder: ModelFolder) -> None:
+    """Checks every file's sha256, the fingerprint, the copies of the preprocessing, and which graphs there are.
+
+    It computes no vector, so it imports neither onnxruntime nor torch.
+
+    Raises:
+        ModelError: Something does not hold, or it is a folder that timm saved; the message says what.
         HubError: A file of a repository cannot be fetched.
     """
     if folder.is_plain:
@@ -100,21 +126,14 @@ def verify(folder: ModelFolder, *, accept_forced: bool = False) -> Verified:
     check_fingerprint(folder)
     check_preprocessing(folder)
     check_graphs(folder)
-    vectors = replay_vectors(folder)
-    pixels = replay_pixels(folder) if PREPROCESS_FILE in folder.manifest.files else None
-    wrong = [str(check) for check in vectors if not check.holds and not (accept_forced and check.forced)]
-    if pixels and not pixels.holds:
-        wrong.append(str(pixels))
-    if wrong:
-        raise ModelError(f"{folder.path} does not give what it was exported with: {'. '.join(wrong)}; export it again")
-    return Verified(folder, len(folder.manifest.files), vectors, pixels)
 
 
-def replay_vectors(folder: ModelFolder) -> tuple[VectorCheck, ...]:
-    """Embeds the known images on the CPU by every graph of the network, and by torch where it is installed.
+def replay_vectors(folder: ModelFolder, backend_names: Collection[str]) -> tuple[VectorCheck, ...]:
+    """Embeds the known images on the CPU: by onnx with every graph of the network, by torch with the weights.
 
     Args:
         folder: The model.
+        backend_names: `onnx`, `torch` or both.
 
     Returns:
         What came out, whether it reaches its bar or not.
@@ -128,8 +147,8 @@ def replay_vectors(folder: ModelFolder) -> tuple[VectorCheck, ...]:
     files, expected = _read_answers(folder)
     runs = [("onnx", "fp32", manifest.onnx_file)]
     runs += [("onnx", precision, file) for precision, file in VARIANT_FILES.items() if file in manifest.files]
-    if "torch" in backends.present_backends():
-        runs.append(("torch", "fp32", WEIGHTS_FILE))
+    runs.append(("torch", "fp32", WEIGHTS_FILE))
+    runs = [(backend, precision, file) for backend, precision, file in runs if backend in backend_names]
     checks = []
     for backend, precision, file in runs:
         network = backends.load(backends.choose(backend, "cpu", precision), folder, available_cpus())
@@ -137,7 +156,8 @@ def replay_vectors(folder: ModelFolder) -> tuple[VectorCheck, ...]:
         cosines = row_cosines(np.stack(vectors), expected)
         worst = int(np.argmin(cosines))  # A NaN comes first.
         figures = (float(cosines.mean()), float(cosines[worst]), files[worst])
-        forced = precision in VARIANT_FILES and _record(folder, precision).get("forced") is True
+        record = _record(folder, precision) if precision in VARIANT_FILES else None
+        forced = record is not None and record.forced
         checks.append(VectorCheck(file, backend, precision, *figures, BARS[precision], forced))
     return tuple(checks)
 
@@ -162,7 +182,7 @@ def check_graphs(folder: ModelFolder) -> None:
     if not manifest.is_compact:
         expected.add(PREPROCESS_FILE)
     for precision, file in VARIANT_FILES.items():
-        if (record := _record(folder, precision)) and record.get("left_out") is not True:
+        if (record := _record(folder, precision)) and not record.left_out:
             expected.add(file)
     found = set(manifest.files)
     if folder.fetch is None:
@@ -211,11 +231,10 @@ def check_preprocessing(folder: ModelFolder) -> None:
         raise ModelError(f"{path} holds {other}; {CONFIG_FILE} holds {folder.config.preprocessing}")
 
 
-def _record(folder: ModelFolder, precision: str) -> dict[str, Any]:
-    """Returns what export recorded of a smaller graph; {} where there is nothing."""
-    variants = folder.manifest.parity.get("variants")
-    record = variants.get(precision) if isinstance(variants, dict) else None
-    return record if isinstance(record, dict) else {}
+def _record(folder: ModelFolder, precision: str) -> Variant | None:
+    """Returns what export recorded of a smaller graph."""
+    parity = folder.manifest.parity
+    return parity.variants.get(precision) if parity else None
 
 
 def _pixels(folder: ModelFolder, image: str) -> NDArray[np.float32]:

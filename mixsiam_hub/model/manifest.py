@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.model.figures import Evaluation, Parity, evaluations_from_json, evaluations_to_json
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
 from mixsiam_hub.untrusted import field, one_of, path_inside, quote, sha256_hex, text
 
@@ -44,8 +45,8 @@ class Manifest:
             and this manifest was made in memory.
         weights: How model.safetensors stores convolutions: `fp32`, or `fp16` in a compact folder.
         training: Provenance: recipe, data, epochs, seconds, versions, hardware. Free-form.
-        parity: Measured differences between the runtimes, written by export. Free-form.
-        quality: Evaluation figures with their floors, from report.json. Free-form.
+        parity: Measured differences between the runtimes; None before export has measured them.
+        evaluations: From report.json; `quality` in mixsiam.json.
         format_version: Of this file; a loader refuses one it does not know.
     """
 
@@ -57,14 +58,18 @@ class Manifest:
     method: str = "mixsiam"
     weights: str = "fp32"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    parity: dict[str, Any] = dataclasses.field(default_factory=dict)
-    quality: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parity: Parity | None = None
+    evaluations: tuple[Evaluation, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """Returns mixsiam.json, format_version first and its checksum last."""
+        own = {"format_version": self.format_version} | vars(self)
+        del own["evaluations"]
+        own["parity"] = self.parity.to_json() if self.parity else {}
+        own["quality"] = evaluations_to_json(self.evaluations)
         # Through JSON: it is hashed as it will be read, where a tuple has become a list and a number as a key a text.
-        raw: dict[str, Any] = json.loads(json.dumps({"format_version": self.format_version} | asdict(self)))
+        raw: dict[str, Any] = json.loads(json.dumps(own))
         return raw | {CHECKSUM: checksum(raw)}
 
     @classmethod
@@ -99,7 +104,12 @@ class Manifest:
                 f"{source} was damaged or edited: its content has the sha256 {got}, its {CHECKSUM} is {quote(want)}; "
                 "download or export the folder again"
             )
-        return cls(**values)
+        parity, quality = values.pop("parity"), values.pop("quality")
+        return cls(
+            **values,
+            parity=Parity.from_json(parity, f"{source}: parity") if parity else None,
+            evaluations=evaluations_from_json(quality, f"{source}: quality"),
+        )
 
     @property
     def is_compact(self) -> bool:

@@ -111,5 +111,5 @@ def _decoded(names: Any) -> list[str]:
 
 def _digest(vectors: NDArray[np.float32], ids: Sequence[str], labels: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps([vectors.shape, list(ids), labels], sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(vectors, "<f4"))
+    digest.update(np.ascontiguousarray(vectors, "<f4").data)
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from mixsiam_hub.export.card import BUILTIN_CARD, render_card
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.model.figures import Evaluation, Fidelity, Parity, Variant, evaluations_from_json
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.recipe import load_recipe
 
@@ -27,18 +28,20 @@ ROWS = {
     "random weights": {"knn20": 0.2, "knn200": 0.19, "linear": 0.28},
     "mixsiam": {"knn20": 0.41, "knn200": 0.4, "linear": 0.5},
 }
-EVALUATION = {
+EVALUATION: dict[str, Any] = {
     "train": "pets::train",
     "test": "pets::val",
     "n_train": 9000,
     "n_test": 1000,
     "classes": 12,
     "precision": "bf16",
+    "rank": 90.5,
     "rows": ROWS,
+    "fingerprint": "0" * 64,
     "clears_raw_pixels": True,
     "command": "mixsiam evaluate runs/pets --train pets::train --test pets::val",
 }
-PARITY = {"batch_sizes": [1, 2], "max_relative_error": {"onnx": 1e-6}, "file_to_vector_min_cosine": 1.0}
+PARITY = Parity({"onnx": 1e-6}, (1, 2), 1.0, {"torch": "2.14.0"})
 CONFIG = ModelConfig("resnet18", Preprocessing(64))
 MANIFEST = Manifest(
     license="Apache-2.0",
@@ -48,7 +51,7 @@ MANIFEST = Manifest(
     files={"report.png": "0" * 64, "neighbours.png": "0" * 64},
     training={"recipe": {"name": "pets", "data": "pets::train", "data_terms": "CC0"}, "seconds": 77, "commit": None},
     parity=PARITY,
-    quality={"evaluations": [EVALUATION]},
+    evaluations=evaluations_from_json({"evaluations": [EVALUATION]}, "report.json"),
 )
 IMPORTED = {
     "imported_from": "lightly",
@@ -64,6 +67,10 @@ def card(name: str | None = "pets", **changes: Any) -> str:
     return render_card(name, CONFIG, replace(MANIFEST, **changes))
 
 
+def evaluated(**changes: Any) -> tuple[Evaluation, ...]:
+    return evaluations_from_json({"evaluations": [EVALUATION | changes]}, "report.json")
+
+
 def metadata(text: str) -> Any:
     return ModelCard(text).data
 
@@ -77,34 +84,34 @@ def test_every_figure_stands_with_its_floors_and_command() -> None:
 
 
 def test_an_undertrained_encoder_is_called_so() -> None:
-    assert "Undertrained" in card(quality={"evaluations": [EVALUATION | {"clears_raw_pixels": False}]})
+    assert "Undertrained" in card(evaluations=evaluated(clears_raw_pixels=False))
 
 
 def test_figures_from_before_the_rounding_say_so() -> None:
     training = MANIFEST.training | {"fp16_rounding_min_cosine": 0.9999}
     for digit, is_said in (("1", True), ("0", False)):
-        text = card(training=training, quality={"evaluations": [EVALUATION | {"fingerprint": digit * 64}]})
+        text = card(training=training, evaluations=evaluated(fingerprint=digit * 64))
         assert ("before the weights were rounded" in text) is is_said
 
 
 def test_the_smaller_graphs_stand_with_what_they_were_measured_on() -> None:
-    figures = {"bytes": 2e6, "data": "pets", "images": 900, "mean_cosine": 0.9991, "min_cosine": 0.98}
-    figures |= {"neighbour_agreement": 0.95, "knn20": 0.4, "knn20_fp32": 0.41, "knn20_change_points": -1.0}
-    int8 = figures | {"calibration_images": 512, "held_out": True, "forced": True}
-    plain = {name: figures[name] for name in figures if "knn" not in name}
-    text = card(parity=PARITY | {"variants": {"fp16": plain, "int8": int8}})
+    plain = Fidelity(900, 0.9991, 0.98, 0.95)
+    classified = replace(plain, knn20=0.4, knn20_fp32=0.41, knn20_change_points=-1.0)
+    fp16 = Variant(2_000_000, "pets", plain)
+    int8 = Variant(2_000_000, "pets", classified, calibration_images=512, held_out=True, forced=True)
+    text = card(parity=replace(PARITY, variants={"fp16": fp16, "int8": int8}))
     assert "| fp16 | 2.0 | 0.999100 | 0.980000 | 95.0 % | not measured |" in text
     assert "| int8, forced | 2.0 | 0.999100 | 0.980000 | 95.0 % | -1.00 |" in text
     assert "- fp16: 900 images of pets.\n" in text
     assert "kNN (k = 20) of the fp32 graph 41.0 %, each half of them classified by the other" in text
     assert "calibrated on 512 images, others of them." in text
-    assert "| fp16, left out |" in card(parity=PARITY | {"variants": {"fp16": plain | {"left_out": True}}})
+    assert "| fp16, left out |" in card(parity=replace(PARITY, variants={"fp16": replace(fp16, left_out=True)}))
     assert "${onnx}/model_quantized.onnx" in text
     assert "model_quantized" not in card()
 
 
 def test_what_is_not_known_is_said() -> None:
-    text = card(quality={}, training={"recipe": {}})
+    text = card(evaluations=(), training={"recipe": {}})
     assert "Not measured" in text
     assert "Trained on data that were not recorded. Terms: not recorded." in text
     assert "| wall time, s | not recorded |" in text
@@ -143,7 +150,7 @@ def test_a_folder_of_photos_is_no_dataset_of_the_hub() -> None:
 
 
 def test_an_import_names_its_origin_and_no_training() -> None:
-    text = card(training=IMPORTED, method="imported from lightly", quality={})
+    text = card(training=IMPORTED, method="imported from lightly", evaluations=())
     assert "lightly checkpoint `a.ckpt`" in text
     assert "mixsiam train" not in text
     assert "arxiv.org" not in text
@@ -165,7 +172,7 @@ def test_a_run_that_went_on_from_a_hub_model_names_it(tmp_path: Path) -> None:
     [("mixsiam", MANIFEST.training), ("simsiam", MANIFEST.training), ("imported from lightly", IMPORTED)],
 )
 def test_every_kind_of_card_is_whole(name: str | None, weights: str, method: str, training: dict[str, Any]) -> None:
-    text = card(name, weights=weights, method=method, training=training, quality={})
+    text = card(name, weights=weights, method=method, training=training, evaluations=())
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "card", "exec")
     assert text.count("```") == 14

@@ -17,6 +17,7 @@ from mixsiam_hub.errors import ModelError
 from mixsiam_hub.export.bundle import export_folder
 from mixsiam_hub.export.card import ROUNDING
 from mixsiam_hub.export.source import open_encoder
+from mixsiam_hub.model.figures import Accuracy, Evaluation
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 from mixsiam_hub.untrusted import read_json
@@ -39,14 +40,15 @@ def test_rounding_is_told_as_it_was_first_measured(compact_folder: Path, tmp_pat
 
 def test_the_evaluation_and_its_picture_go_along(trained_encoder: TrainedEncoder, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "drawn.png")
-    quality = {"evaluations": []}
-    encoder = replace(trained_encoder, quality=quality, report=tmp_path / "drawn.png")
+    scores = Accuracy(0.5, 0.4, 0.6)
+    evaluation = Evaluation("a", "b", 9, 8, 2, "fp32", 3.5, {"mixsiam": scores}, True, "mixsiam evaluate", "0" * 64)
+    encoder = replace(trained_encoder, evaluations=(evaluation,), report=tmp_path / "drawn.png")
     export_folder(encoder, tmp_path / "one", "MIT", compact=True)
     export_folder(open_encoder(str(tmp_path / "one")), tmp_path / "two", "MIT", compact=True)
     for name in ("one", "two"):
         assert (tmp_path / name / "report.png").read_bytes() == (tmp_path / "drawn.png").read_bytes()
         assert "](report.png)" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
-        assert Manifest.from_json(read_json(tmp_path / name / "mixsiam.json")).quality == quality
+        assert Manifest.from_json(read_json(tmp_path / name / "mixsiam.json")).evaluations == (evaluation,)
 
 
 def test_what_is_neither_run_nor_folder_is_refused(tmp_path: Path, compact_folder: Path) -> None:

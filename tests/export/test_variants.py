@@ -6,7 +6,6 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from mixsiam_hub.export.variants import Calibration, open_calibration, write_var
 from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.figures import Fidelity, Variant
 from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE
 
 PRE = Preprocessing(32)
@@ -42,7 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(model_folder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def written(
+    model_folder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Variant]]:
     """A folder with both variants, and their record. Read-only."""
     folder = graph_alone(model_folder, tmp_path_factory.mktemp("written"))
     return folder, write_variants(folder, PRE, open_calibration(str(photos), PRE))
@@ -89,7 +91,7 @@ def run(path: Path, pixels: np.ndarray, *, in_float: bool = False) -> list[np.nd
 @pytest.mark.parametrize(("name", "least"), [(FP16_ONNX_FILE, 0.9999), (INT8_ONNX_FILE, 0.98)])
 @pytest.mark.parametrize("batch", [1, 3, 17])
 def test_a_variant_gives_the_vectors_of_fp32_in_the_same_order_at_any_batch(
-    written: tuple[Path, dict[str, Any]], name: str, least: float, batch: int
+    written: tuple[Path, dict[str, Variant]], name: str, least: float, batch: int
 ) -> None:
     folder, _ = written
     pixels = np.stack([preprocess(image, PRE) for image in draw_samples(batch).values()])
@@ -99,7 +101,7 @@ def test_a_variant_gives_the_vectors_of_fp32_in_the_same_order_at_any_batch(
         assert ((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)).min() > least
 
 
-def test_int8_weights_leave_a_bit_free_so_that_no_cpu_saturates(written: tuple[Path, dict[str, Any]]) -> None:
+def test_int8_weights_leave_a_bit_free_so_that_no_cpu_saturates(written: tuple[Path, dict[str, Variant]]) -> None:
     graph = written[0] / INT8_ONNX_FILE
     weights = [
         onnx.numpy_helper.to_array(tensor)
@@ -113,7 +115,7 @@ def test_int8_weights_leave_a_bit_free_so_that_no_cpu_saturates(written: tuple[P
     assert ((here * exact).sum(1) / np.linalg.norm(here, axis=1) / np.linalg.norm(exact, axis=1)).min() > 0.9995
 
 
-def test_variants_are_valid_smaller_graphs_of_their_precision(written: tuple[Path, dict[str, Any]]) -> None:
+def test_variants_are_valid_smaller_graphs_of_their_precision(written: tuple[Path, dict[str, Variant]]) -> None:
     folder, _ = written
     kinds = {}
     for name in (FP16_ONNX_FILE, INT8_ONNX_FILE):
@@ -129,7 +131,7 @@ def test_variants_are_valid_smaller_graphs_of_their_precision(written: tuple[Pat
 
 
 def test_variants_tell_nothing_of_the_machine_that_wrote_them(
-    written: tuple[Path, dict[str, Any]], photos: Path
+    written: tuple[Path, dict[str, Variant]], photos: Path
 ) -> None:
     folder, _ = written
     for name in (FP16_ONNX_FILE, INT8_ONNX_FILE):
@@ -138,28 +140,32 @@ def test_variants_tell_nothing_of_the_machine_that_wrote_them(
             assert trace.encode() not in content, (name, trace)
 
 
-def test_the_record_says_what_was_measured_on_what(written: tuple[Path, dict[str, Any]]) -> None:
+def test_the_record_says_what_was_measured_on_what(written: tuple[Path, dict[str, Variant]]) -> None:
     folder, record = written
     assert set(record) == {"fp16", "int8"}
-    for figures, name in ((record["fp16"], FP16_ONNX_FILE), (record["int8"], INT8_ONNX_FILE)):
-        assert figures["bytes"] == (folder / name).stat().st_size
-        assert (figures["data"], figures["images"]) == ("photos", GOOD - 200)
-        assert 0.97 < figures["min_cosine"] <= figures["mean_cosine"] <= 1
-        assert 0.5 < figures["neighbour_agreement"] <= 1
-        assert 0.3 < figures["knn20_fp32"] <= 1  # Eight families, from the sub-folders; 59 images to vote by.
-        change = 100 * (figures["knn20"] - figures["knn20_fp32"])
-        assert figures["knn20_change_points"] == pytest.approx(change, abs=0.02)
-        assert "forced" not in figures
-    assert record["int8"]["min_cosine"] < record["fp16"]["min_cosine"]
-    assert (record["int8"]["calibration_images"], record["int8"]["held_out"]) == (200, True)
+    for variant, name in ((record["fp16"], FP16_ONNX_FILE), (record["int8"], INT8_ONNX_FILE)):
+        assert variant.bytes == (folder / name).stat().st_size
+        fidelity = variant.fidelity
+        assert (variant.data, fidelity.images) == ("photos", GOOD - 200)
+        assert 0.97 < fidelity.min_cosine <= fidelity.mean_cosine <= 1
+        assert 0.5 < fidelity.neighbour_agreement <= 1
+        assert fidelity.knn20 is not None
+        assert fidelity.knn20_fp32 is not None
+        assert 0.3 < fidelity.knn20_fp32 <= 1  # Eight families, from the sub-folders; 59 images to vote by.
+        change = 100 * (fidelity.knn20 - fidelity.knn20_fp32)
+        assert fidelity.knn20_change_points == pytest.approx(change, abs=0.02)
+        assert not variant.forced
+    assert record["int8"].fidelity.min_cosine < record["fp16"].fidelity.min_cosine
+    assert (record["int8"].calibration_images, record["int8"].held_out) == (200, True)
+    assert (record["fp16"].calibration_images, record["fp16"].held_out) == (None, None)
 
 
 def test_without_images_there_is_fp16_alone_measured_on_drawn_samples(model_folder: Path, tmp_path: Path) -> None:
     folder = graph_alone(model_folder, tmp_path)
     record = write_variants(folder, PRE)
     assert set(record) == {"fp16"}
-    assert (record["fp16"]["data"], record["fp16"]["images"]) == ("drawn samples", 64)
-    assert record["fp16"]["min_cosine"] > 0.9999
+    assert (record["fp16"].data, record["fp16"].fidelity.images) == ("drawn samples", 64)
+    assert record["fp16"].fidelity.min_cosine > 0.9999
     assert files_of(folder) == {"onnx", FULL, FP16_ONNX_FILE}
 
 
@@ -217,9 +223,9 @@ def test_a_bad_int8_graph_is_refused_by_its_figures_unless_forced(
 
     record = write_variants(folder, PRE, blank, force=True)
     assert files_of(folder) == {"onnx", FULL, FP16_ONNX_FILE, INT8_ONNX_FILE}
-    assert record["int8"]["forced"] is True
-    assert "forced" not in record["fp16"]
-    mean, worst = record["int8"]["mean_cosine"], record["int8"]["min_cosine"]
+    assert record["int8"].forced
+    assert not record["fp16"].forced
+    mean, worst = record["int8"].fidelity.mean_cosine, record["int8"].fidelity.min_cosine
     assert worst < 0.97
     for told in (f"is {mean} on average", f"{worst} at worst", "0.995 and 0.97", "32 images of black", "force"):
         assert told in str(refused.value)
@@ -241,14 +247,14 @@ def test_either_limit_refuses(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    figures = {"images": 64, "mean_cosine": mean, "min_cosine": worst, "neighbour_agreement": 1.0}
+    figures = Fidelity(64, mean, worst, neighbour_agreement=1.0)
     monkeypatch.setattr(variants, "compare", lambda full, small, labels: figures)
     folder = graph_alone(model_folder, tmp_path)
     if is_refused:
         with pytest.raises(ModelError, match=f"is {mean} on average and {worst} at worst"):
             write_variants(folder, PRE, blank)
     else:
-        assert write_variants(folder, PRE, blank)["int8"]["min_cosine"] == worst
+        assert write_variants(folder, PRE, blank)["int8"].fidelity.min_cosine == worst
     assert (folder / INT8_ONNX_FILE).is_file() is not is_refused
 
 
@@ -261,8 +267,8 @@ def test_an_fp16_graph_that_overflows_is_left_out_unless_forced(model_folder: Pa
             tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
     onnx.save(model, folder / FULL)
     record = write_variants(folder, PRE)["fp16"]
-    assert record["left_out"] is True
-    assert record["min_cosine"] < 0.97
+    assert record.left_out
+    assert record.fidelity.min_cosine < 0.97
     assert files_of(folder) == {"onnx", FULL}
-    assert write_variants(folder, PRE, force=True)["fp16"]["forced"] is True
+    assert write_variants(folder, PRE, force=True)["fp16"].forced
     assert files_of(folder) == {"onnx", FULL, FP16_ONNX_FILE}

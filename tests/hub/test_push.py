@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,33 @@ def test_a_changed_folder_is_refused_before_the_first_request(
     with pytest.raises(ModelError, match=r"model\.safetensors was changed"):
         plan_push(folder, REPO)
     assert hub.log == []
+
+
+def test_a_push_imports_no_torch(hub: LocalHub, compact_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise RuntimeError('torch was imported')")
+    code = "from mixsiam_hub.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "push", compact_folder, REPO],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pulled back, its known answers replayed" in done.stdout
+    assert hub.read(REPO) == expected(compact_folder)
+
+
+def test_a_folder_that_does_not_give_its_known_answers_is_not_pushed(
+    hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: ModelFolder, _: object) -> Verified:
+        raise ModelError(f"{folder.path}: known answers below a cosine of 0.9999")
+
+    monkeypatch.setattr(pushing, "verify", refuse)
+    with pytest.raises(ModelError, match="known answers below"):
+        push(plan_push(small_folder, REPO))
+    assert hub.state.repos == {}
 
 
 # The plan
@@ -264,7 +293,7 @@ def test_what_comes_back_otherwise_is_said_and_can_be_undone(hub: LocalHub, smal
 def test_known_answers_that_do_not_come_back_fail_the_command(
     hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verify_only_here(folder: ModelFolder, *, accept_forced: bool) -> Verified:
+    def verify_only_here(folder: ModelFolder, *_: object, **__: object) -> Verified:
         if folder.revision:
             raise ModelError("known answers below a cosine of 0.9999")
         return Verified(folder, 0, (), None)

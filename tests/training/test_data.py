@@ -21,6 +21,7 @@ from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.images.stream import named_error
 from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.training import data
 from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.data import (
     Order,
@@ -233,3 +234,19 @@ def test_a_sample_is_in_random_order_and_the_same_again(tmp_path: Path) -> None:
     assert sorted(sample(images, 99).indices) == list(range(12))
     assert sample(images, 12).labels not in (images.labels, images.labels[::-1])
     assert np.array_equal(sample(images, 5).indices, sample(images, 12).indices[:5])
+
+
+def test_other_processes_draw_the_same_views_where_there_is_no_fork(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows and macOS: images, augmentation and collation reach the other process pickled."""
+    monkeypatch.setattr(data, "_start_method", lambda: "spawn")
+    (folder / "dogs" / "broken.png").write_bytes(b"no image")
+    images = open_images(str(folder))
+    views = Views(images, HOW, "linear", 1.0, 0)
+    here, there = (list(make_loader(views, Order(len(images), 25, 1, 0), workers)) for workers in (0, 1))
+    assert len(here) == len(there) == 1
+    for one, two in zip(here[0][:3], there[0][:3], strict=True):
+        assert torch.equal(one, two)
+    assert here[0].skipped == there[0].skipped
+    assert list(here[0].skipped) == [str(folder / "dogs" / "broken.png")]

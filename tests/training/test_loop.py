@@ -19,7 +19,10 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
-from mixsiam_hub.errors import DataError, RecipeError
+from mixsiam_hub.errors import DataError, OutputError, RecipeError
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.training import checkpoint, loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
 from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
@@ -167,6 +170,92 @@ def test_killed_run_resumes_exactly(whole_run: Path, process_seconds: float, tmp
     assert kills
     assert start_process(run).wait(600) == 0
     assert_same_run(whole_run, run)
+
+
+def photos(folder: Path) -> Path:
+    """Nine drawn images, of which one cannot be read."""
+    folder.mkdir()
+    for name, image in draw_samples(8).items():
+        image.save(folder / name)
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def photo_recipe(run: Path, data: Path, *more: str) -> Recipe:
+    overrides = ["epochs=2", "batch_size=3", "threads=1", "workers=0", "projector_dim=16", "predictor_dim=8"]
+    return load_recipe("folder", [f'data="{data}"', "input_size=32", *overrides, f'run_dir="{run}"', *more])
+
+
+def test_resume_on_other_images_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And each corrupt image is named once, however often it comes up."""
+    data, run = photos(tmp_path / "photos"), tmp_path / "run"
+    given = photo_recipe(run, data, "epochs=0")
+    with caplog.at_level("WARNING"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recipe, "epochs_for", lambda recipe, images: 2)
+        train(given)
+    named = [record.message for record in caplog.records if str(data / "broken.png") in record.message]
+    assert len(named) == 1
+    assert [line["skipped"] for line in log(run)[1:]] == [1, 1]
+    assert caplog.records[-1].message == "images left out because they cannot be read: 1"
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    (data / "broken.png").rename(tmp_path / "broken.png")
+    with pytest.raises(DataError, match=r"data of 9 images .*, and now there are 8 images .*--set init=FOLDER"):
+        train(given, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_init_is_loaded_once_and_recorded(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(BUILTIN, start)
+    run = tmp_path / "run"
+    given = photo_recipe(run, photos(tmp_path / "photos"), f'init="{start}"', "output_stride=16", "epochs=1")
+    train(given)
+    shutil.rmtree(start)
+    assert train(given, resume=True).finished
+    provenance = load_encoder(run).provenance
+    fingerprint = ModelFolder.open(BUILTIN).manifest.fingerprint
+    assert provenance["init"] == {"name": "start", "revision": None, "fingerprint": fingerprint}
+    assert provenance["recipe"]["init"] == "start"
+    assert str(tmp_path) not in json.dumps(provenance)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_number(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    monkeypatch.setattr(loop, "z_std", lambda z: torch.tensor(torch.nan))
+    run = tmp_path / "run"
+    assert train(photo_recipe(run, photos(tmp_path / "photos"), "epochs=1")).verdict == "collapsed"
+    lines = [json.loads(line, parse_constant=no_number) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert lines[1]["health"]["z_std"] is None
+    assert lines[1]["loss"] is not None
+
+
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OutputError("checkpoint.pt cannot be written: No space left on device")
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(OutputError, match=r"No space left on device; .*--resume"):
+        train(photo_recipe(tmp_path / "run", photos(tmp_path / "photos")))
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(loop, "open_for_training", lambda *_: pytest.fail("images were opened"))
+    with pytest.raises(OutputError, match="file"):
+        train(recipe(tmp_path / "file" / "run"))
+
+
+def test_images_that_cannot_be_used_leave_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        (tmp_path / "photos" / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of 3 images can be read"):
+        train(photo_recipe(tmp_path / "run", tmp_path / "photos"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_wants_the_same_recipe(whole_run: Path) -> None:

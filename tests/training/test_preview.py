@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 
 from PIL import Image
 
-from mixsiam_hub.errors import DataError
+from mixsiam_hub.errors import DataError, OutputError
 from mixsiam_hub.training import preview as preview_module
 from mixsiam_hub.training.preview import preview
 from mixsiam_hub.training.recipe import load_recipe
@@ -44,3 +44,14 @@ def test_unreadable_images_are_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="can be read"):
         preview(load_recipe("folder", [f'data="{tmp_path}"']), tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_target_that_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(preview_module, "open_for_training", lambda *_: pytest.fail("images were opened"))
+    for target in ("file/preview.png", "file/below/preview.png", "."):
+        with pytest.raises(OutputError):
+            preview(load_recipe("digits"), tmp_path / target)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

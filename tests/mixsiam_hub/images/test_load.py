@@ -14,12 +14,13 @@ from PIL import Image, ImageOps
 
 from mixsiam_hub.errors import ImageError
 from mixsiam_hub.images import load as images
-from mixsiam_hub.images.load import is_image_path, load_image
+from mixsiam_hub.images.kinds import ImageSource, is_image_path
+from mixsiam_hub.images.load import load_image
 
 ORIENTATION = 0x0112
 
 
-def pixel(source: images.ImageSource) -> tuple[int, ...]:
+def pixel(source: ImageSource) -> tuple[int, ...]:
     loaded = load_image(source)
     assert loaded.mode == "RGB"
     return loaded.getpixel((0, 0))

@@ -1,0 +1,151 @@
+"""Which things hold an image, and how each is read into bytes; nothing here decodes pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mixsiam_hub.errors import ImageError
+
+
+class Readable(Protocol):
+    """A binary file object, or the least that is needed of one."""
+
+    def read(self) -> bytes:
+        """Returns the rest of the file."""
+
+
+class Archived(Protocol):
+    """A member of an archive, as `zipfile.Path`."""
+
+    def read_bytes(self) -> bytes:
+        """Returns the whole file."""
+
+
+ImageSource = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | Readable
+    | Archived
+    | Mapping[str, Any]
+    | Image.Image
+    | NDArray[Any]
+)
+
+# fmt: off
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+    ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+"""File name endings, in lower case, that count as images when a folder is searched."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def is_image_path(path: str | os.PathLike[str]) -> bool:
+    """Tells by the suffix alone, in any case, whether a file counts as an image."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def path_or_bytes(source: ImageSource) -> str | bytes:
+    """Returns an encoded image as something that cannot change: its path, or its bytes, which are read now.
+
+    Args:
+        source: A path; bytes, bytearray or memoryview; a file object, read from its start where it can be rewound;
+            anything with `read_bytes`; or a mapping with `bytes` or, where these are None, `path`.
+
+    Raises:
+        ImageError: It is none of these.
+        Exception: Whatever reading raises.
+    """
+    if isinstance(source, Mapping):
+        source = _of_mapping(source)
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    data = source if isinstance(source, bytes | bytearray | memoryview) else _read(source)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError("the file object gives text; open it with mode 'rb'")
+    return bytes(data)
+
+
+def describe(source: ImageSource) -> str:
+    """Names a source in an error: its path where it has one, else what it is."""
+    if isinstance(source, Mapping) and isinstance(source.get("path"), str | os.PathLike):
+        source = source["path"]
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source) or "image with an empty path"
+    if isinstance(source, bytes | bytearray | memoryview | Mapping):
+        return "image from bytes"
+    if isinstance(source, np.ndarray):
+        return "image from an array"
+    if hasattr(source, "read_bytes"):
+        return str(source)
+    kind = "PIL image" if isinstance(source, Image.Image) else "image from a file object"
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return f"{kind} {name}" if isinstance(name, str) else kind
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read, and nothing that could keep its reader waiting or act on being opened.
+
+    Raises:
+        OSError: It cannot be opened.
+        ImageError: It is a folder, a FIFO, a socket or a device.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    _check_regular(os.stat(path).st_mode)  # To open a device may already do something.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _check_regular(os.fstat(descriptor).st_mode)  # Something else may lie there by now.
+    except ImageError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
+        raise ImageError(f"is {kind}, not a regular file")
+
+
+def _of_mapping(pair: Mapping[str, Any]) -> ImageSource:
+    """Returns what the `datasets` library's pair of bytes and path stands for."""
+    encoded, path = pair.get("bytes"), pair.get("path")
+    if isinstance(encoded, bytes | bytearray | memoryview):
+        return encoded
+    if isinstance(path, str | os.PathLike):
+        return path
+    raise ImageError(f"a mapping must hold an encoded image's 'bytes' or its 'path'; its keys are {list(pair)}")
+
+
+def _read(source: Any) -> Any:
+    if hasattr(source, "read_bytes"):
+        return source.read_bytes()
+    if not hasattr(source, "read"):
+        raise ImageError(
+            f"it is a {type(source).__name__}; an image must be a path, bytes, a binary file object, a PIL image or "
+            "a uint8 numpy array"
+        )
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # A stream is read from where it stands.
+        source.seek(0)
+    return source.read()

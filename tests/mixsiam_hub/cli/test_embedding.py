@@ -1,0 +1,253 @@
+"""The commands embed, search and demo: what they write, print and refuse."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import assert_one_error_line, run, start
+from PIL import Image
+
+from mixsiam_hub.backends.choose import BACKENDS, DEVICES, PRECISIONS
+from mixsiam_hub.cli.group import EXIT_SKIPPED, main
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model import hub
+from mixsiam_hub.vectors.table import read_vectors, write_vectors
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for name, image in draw_samples(16).items():
+        image.save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vector file of the images."""
+    out = tmp_path_factory.mktemp("stored") / "v.npz"
+    assert run("embed", images, "--out", out).exit_code == 0
+    return out
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(b"no image")
+    return path
+
+
+def listed(out: Path) -> dict[str, str]:
+    """What the list of errors beside a vector file holds."""
+    lines = out.with_name(f"{out.name}.errors.jsonl").read_text().splitlines()
+    return {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_embed_writes_a_unit_vector_for_each_image(images: Path, tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    out = tmp_path / f"v{suffix}"
+    result = run("embed", images, "--model", hub.BUILTIN, "--out", out, "--batch-size", 5, "--backend", "onnx")
+    assert result.exit_code == 0, result.output
+    vectors = read_vectors(out)
+    assert vectors.ids == sorted(str(path) for path in images.iterdir())
+    np.testing.assert_allclose(np.linalg.norm(vectors.vectors, axis=1), 1, atol=1e-5)
+    assert vectors.model == str(hub.BUILTIN)
+    assert result.stdout.splitlines()[-1] == f"{out}: 16 vectors of 512; by onnx on cpu, fp32-exact"
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_embed_reads_the_images_of_parquet_files(images: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra bulk")
+    files = sorted(images.iterdir())[:3]
+    data, out, sheet = tmp_path / "data.parquet", tmp_path / "v.npz", tmp_path / "sheet.png"
+    pq.write_table(pa.table({"image": [file.read_bytes() for file in files]}), data)
+    assert run("embed", data, "--out", out).exit_code == 0
+    vectors = read_vectors(out)
+    assert vectors.ids == [f"{data}#{row}" for row in range(3)]
+    assert run("embed", *files, "--out", tmp_path / "files.npz").exit_code == 0
+    np.testing.assert_array_equal(vectors.vectors, read_vectors(tmp_path / "files.npz").vectors)
+    result = run("search", out, files[1], "-k", 1, "--sheet", sheet)
+    assert result.stdout.splitlines()[1].split() == ["1.000", f"{data}#1"]
+    with Image.open(sheet) as drawn:
+        query, found = (np.asarray(drawn.crop((left + 4, 16, left + 120, 132))) for left in (12, 152))
+    np.testing.assert_array_equal(query, found)
+
+
+def test_the_input_is_never_replaced(images: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra bulk")
+    data = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": [next(images.iterdir()).read_bytes()]}), data)
+    content = data.read_bytes()
+    assert_one_error_line(run("embed", data, "--out", data), "is one of the inputs", "give --out another name")
+    assert data.read_bytes() == content
+
+
+def test_embed_skips_counts_and_lists_bad_files(images: Path, bad: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.npz"
+    result = run("embed", bad, images, "--out", out)
+    assert result.exit_code == EXIT_SKIPPED
+    assert f"{out}.errors.jsonl says what could not be read" in result.stderr
+    assert f"{out}: 16 vectors of 512; images skipped: 1; by onnx" in result.stdout
+    assert list(listed(out)) == [str(bad)]
+    assert "is not an image" in listed(out)[str(bad)]
+    assert len(read_vectors(out).ids) == 16
+    assert run("embed", images, "--out", out).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jpg", "v.npz"]  # The stale list went.
+
+
+def test_a_list_of_errors_belongs_to_its_output(images: Path, bad: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    own = tmp_path / "errors.jsonl"
+    own.write_text("my own\n")
+    assert run("embed", bad, images, "--out", tmp_path / "first.npz").exit_code == EXIT_SKIPPED
+    for other in ("second.npz", "first.parquet"):
+        assert run("embed", images, "--out", tmp_path / other).exit_code == 0
+    assert own.read_text() == "my own\n"
+    assert list(listed(tmp_path / "first.npz")) == [str(bad)]
+
+
+def test_strict_stops_at_the_first_bad_file_and_writes_nothing(images: Path, bad: Path, tmp_path: Path) -> None:
+    result = run("embed", images, bad, "--out", tmp_path / "v.npz", "--strict")
+    assert_one_error_line(result, str(bad))
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jpg"]
+
+
+def lock(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Makes a folder unreadable, to root too."""
+    scandir = os.scandir
+
+    def locked(path: str) -> object:
+        if os.fspath(path) == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+
+
+def test_a_folder_that_cannot_be_searched_is_an_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "v.npz"
+    for name, image in zip(("a.png", "sub/b.png"), draw_samples(2).values(), strict=True):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(photos / name)
+    (photos / "notes.txt").touch()
+    (photos / "more.txt").touch()
+    lock(monkeypatch, photos / "sub")
+    result = run("embed", photos, "--out", out)
+    assert result.exit_code == EXIT_SKIPPED
+    assert listed(out) == {str(photos / "sub"): "Permission denied"}
+    assert read_vectors(out).ids == [str(photos / "a.png")]
+    summary = "1 vectors of 512; files left out for their suffix: 2; folders not searched: 1; by"
+    assert summary in result.stdout.splitlines()[-1]
+    out.unlink()
+    assert_one_error_line(run("embed", photos, "--out", out, "--strict"), str(photos / "sub"), "Permission denied")
+    assert not out.exists()
+    result = run("demo", photos, "--out", tmp_path / "demo")
+    assert f"{photos / 'sub'}: Permission denied" in result.stderr
+
+
+@pytest.mark.parametrize("out", ["v.csv", "absent/v.npz", "folder.npz", "file.txt/v.npz", f"{'n' * 300}.npz"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(images: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file.txt").touch()
+    assert_one_error_line(run("embed", images, "--model", "absent", "--out", tmp_path / out), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder.npz"]
+
+
+def test_the_options_of_the_encoder_are_those_of_the_library(images: Path, stored: Path, tmp_path: Path) -> None:
+    commands = {"embed": (images, "--out", tmp_path / "v.npz"), "search": (stored, images), "demo": (images,)}
+    words = {"backend": BACKENDS, "device": DEVICES, "precision": PRECISIONS}
+    for name, arguments in commands.items():
+        options = {option.name: option for option in main.commands[name].params}
+        for option, allowed in words.items():
+            assert set(re.findall(r"[\w:]+", options[option].help)) - {"or"} == set(allowed)
+            assert_one_error_line(run(name, *arguments, f"--{option}", "x"), f"{option} is 'x'")
+        assert run(name, *arguments, "--threads", 0).exit_code == 2
+        assert_one_error_line(run(name, *arguments, "--model", tmp_path), "config.json")
+
+
+def test_search_finds_the_query_first(images: Path, stored: Path, tmp_path: Path) -> None:
+    query = images / "ring_00.png"
+    sheet = tmp_path / "sheet.png"
+    result = run("search", stored, query, "-k", 3, "--sheet", sheet, "--backend", "onnx", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == str(query)
+    assert lines[1].split() == ["1.000", str(query)]
+    assert len(lines) == 5  # The query, three neighbours, the sheet.
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+
+
+def test_search_refuses_other_vectors_with_advice_that_works(images: Path, stored: Path, tmp_path: Path) -> None:
+    query, copy = images / "ring_00.png", tmp_path / "a copy"
+    shutil.copytree(hub.BUILTIN, copy)
+    vectors, other = read_vectors(stored), tmp_path / "v.npz"
+    write_vectors(other, replace(vectors, fingerprint="ab" * 32))
+    assert_one_error_line(run("search", other, query), "of fingerprint abababababab", "leave --model out, or embed")
+    write_vectors(other, replace(vectors, fingerprint="ab" * 32, model=str(copy)))
+    assert_one_error_line(run("search", other, query), f"give --model '{copy}', or embed")
+    assert run("search", stored, query, *shlex.split(f"--model '{copy}'")).exit_code == 0
+    write_vectors(other, replace(vectors, variant="fp16-exact"))
+    assert_one_error_line(run("search", other, query), "of variant fp16-exact", "give --precision fp16, or embed")
+    write_vectors(other, replace(vectors, fingerprint="\x1b[31m\n", model="m\x1b\n; rm"))
+    assert_one_error_line(run("search", other, query), r"fingerprint \x1b[31m", r"give --model 'm\x1b ; rm'")
+
+
+def test_names_are_printed_without_control_characters(images: Path, stored: Path, tmp_path: Path) -> None:
+    vectors, other = read_vectors(stored), tmp_path / "v.npz"
+    write_vectors(other, replace(vectors, ids=["\x1b[31m\n\x9b\u3000日本  x"] * 16))
+    result = run("search", other, images / "ring_00.png", "-k", 1)
+    assert result.stdout.splitlines()[1] == "   1.000  \\x1b[31m\\n\\x9b\u3000日本  x"
+
+
+def test_demo_draws_embeds_and_shows_neighbours(tmp_path: Path) -> None:
+    result = run("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    vectors = read_vectors(tmp_path / "demo/vectors.npz")
+    assert len(vectors.ids) == 64
+    neighbours = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert len(neighbours) == 5
+    assert vectors.ids[0] not in neighbours
+    with Image.open(tmp_path / "demo/neighbours.png") as sheet:
+        assert sheet.width > 5 * 128
+
+
+def test_demo_takes_a_folder_of_images(images: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "s.png"
+    result = run("demo", images, "--out", tmp_path / "demo", "--sheet", sheet)
+    assert result.exit_code == 0, result.output
+    assert sheet.exists()
+    assert not (tmp_path / "demo/samples").exists()
+
+
+def test_a_named_pipe_is_a_bad_image_and_never_waited_for(images: Path, stored: Path, tmp_path: Path) -> None:
+    pipe, out = tmp_path / "cam.jpg", tmp_path / "v.npz"
+    os.mkfifo(pipe)
+    for arguments, code in [
+        (("embed", pipe, images / "ring_00.png", "--out", out), EXIT_SKIPPED),
+        (("search", stored, pipe), 1),
+        (("demo", tmp_path, "--out", tmp_path / "demo"), 0),
+    ]:
+        process = start(*arguments)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == code, errors
+        assert b"Traceback" not in errors
+    assert list(listed(out)) == [str(pipe)]

@@ -1,0 +1,59 @@
+"""What training continues from: its weights are taken once, and where they came from is kept."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.torch import load_backbone
+from mixsiam_hub.errors import RecipeError
+from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.hub import BUILTIN
+from mixsiam_hub.training import init
+from mixsiam_hub.training.init import Origin, load_init
+from mixsiam_hub.training.recipe import Recipe
+
+RECIPE = Recipe(init=str(BUILTIN), output_stride=16)
+
+
+def test_the_weights_are_the_folders_and_the_folder_goes_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(BUILTIN, tmp_path / "start")
+    folder = ModelFolder.open(BUILTIN)
+    monkeypatch.chdir(tmp_path / "start")
+    for path in (str(tmp_path / "start"), "."):
+        backbone = Backbone("resnet18", 16)
+        found = load_init(backbone, replace(RECIPE, init=path))
+        assert found == Origin("start", None, folder.manifest.fingerprint)
+    for name, tensor in load_backbone(folder).state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], tensor), name
+
+
+def test_a_repository_goes_by_its_id_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = replace(ModelFolder.open(BUILTIN), revision="0123abcd")
+    monkeypatch.setattr(init, "resolve", lambda name: folder)
+    found = load_init(Backbone("resnet18", 16), replace(RECIPE, init="lab/first@main"))
+    assert found == Origin("lab/first", "0123abcd", folder.manifest.fingerprint)
+
+
+def test_another_architecture_is_refused_with_what_to_set() -> None:
+    with pytest.raises(RecipeError, match="output_stride = 16"):
+        load_init(Backbone("resnet18", 32), replace(RECIPE, output_stride=32))
+
+
+def test_weights_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Backbone("resnet18", 16)
+    with torch.no_grad():
+        broken.conv1.weight[0, 0, 0, 0] = torch.nan
+    monkeypatch.setattr(init, "load_backbone", lambda folder: broken)
+    backbone = Backbone("resnet18", 16)
+    with pytest.raises(RecipeError, match=r"conv1\.weight holds NaN"):
+        load_init(backbone, RECIPE)
+    assert all(tensor.isfinite().all() for tensor in backbone.state_dict().values())
