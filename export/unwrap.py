@@ -2,8 +2,8 @@
 
 1. A dictionary that is no state dict is opened at the first of NESTS that it has, again and again.
 2. WRAPPERS are taken out of names wherever they stand: torch.compile and the data-parallel modules write them.
-3. While the layout's first convolution is not in its place, and all names begin with the same one of ROOTS, that is taken
-   off.
+3. While the layout's first convolution is not in its place, and all names begin with the same one of ROOTS, that one
+   is taken off.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ def unwrap(content: object, prefix: str, path: Path) -> Unwrapped:
     for name in tensors:
         short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if short in names:
-            raise ModelError(
-                f"{path}: {names[short]} and {name} are one tensor without their wrappers; save one of them"
-            )
+            both = f"{quote(names[short])} and {quote(name)}"
+            raise ModelError(f"{path}: without their wrappers {both} have the same name; save one of them")
         names[short] = name
     steps += [f"{w}." for w in WRAPPERS if any(w in name.split(".") for name in tensors)]
     count = names.pop(AVERAGE_COUNT, None)

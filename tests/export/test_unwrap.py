@@ -78,7 +78,7 @@ def test_a_prefix_that_belongs_to_the_layout_stays() -> None:
     names = ("encoder.conv1.weight", "predictor.0.weight")
     assert list(opened(state("module.", names=names), "simsiam").tensors) == list(names)
     alone = opened(state("encoder."), "simsiam")
-    assert (list(alone.tensors)[0], alone.steps) == ("encoder.conv1.weight", [])
+    assert (next(iter(alone.tensors)), alone.steps) == ("encoder.conv1.weight", [])
 
 
 def test_wrappers_come_out_of_the_middle() -> None:
@@ -107,5 +107,5 @@ def test_torchs_own_wrappers_are_known_by_their_names() -> None:
 
 
 def test_two_names_that_become_one_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"'conv1\.weight' and 'module\.conv1\.weight' have the same name"):
+    with pytest.raises(ModelError, match=r"'conv1\.weight' and 'module\.conv1\.weight' have"):
         opened(state() | state("module."))
