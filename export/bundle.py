@@ -7,11 +7,11 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from mixsiam_hub.atomic import check_new_folder, new_folder
 from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.answers import write_answers
 from mixsiam_hub.export.card import BUILTIN_CARD, ROUNDING, render_card
@@ -78,38 +78,33 @@ def export_folder(
 
     Raises:
         ArgumentError: Calibration images for a compact folder.
-        ModelError: The licence is not given, the target is taken, or a runtime's vectors differ by more than allowed.
+        ModelError: The licence is not given, or a runtime's vectors differ by more than allowed.
+        OutputError: The folder is taken or cannot be written.
     """
     check_request(folder, license_id, compact=compact, calibrated=calibration is not None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        built = Path(temporary) / folder.name
-        built.mkdir()
+    name = BUILTIN_CARD if folder.resolve() == BUILTIN else folder.resolve().name
+    with new_folder(folder) as built:
         if compact:
             encoder = _rounded(encoder)
         variants = _write_files(encoder, built, license_id, compact, calibration, force)
-        name = BUILTIN_CARD if folder.resolve() == BUILTIN else folder.name
         manifest = _write_manifest(encoder, built, name, license_id, compact, variants)
         verify_folder(built, accept_forced=force)
-        if folder.exists():
-            folder.rmdir()
-        built.rename(folder)
     return manifest
 
 
-def check_request(folder: Path, license_id: str, *, compact: bool, calibrated: bool) -> None:
+def check_request(folder: Path, license_id: str, *, compact: bool = False, calibrated: bool = False) -> None:
     """Refuses what `export_folder` would refuse, before an encoder or calibration images are loaded for it.
 
     Raises:
         ArgumentError: Calibration images for a compact folder.
-        ModelError: The licence is not given, or the target is taken.
+        ModelError: The licence is not given.
+        OutputError: The folder is taken or cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license_id):
         raise ModelError(f"license is {license_id!r}; give an SPDX identifier, such as Apache-2.0 or CC-BY-NC-4.0")
     if compact and calibrated:
         raise ArgumentError("calibration is given and compact is set; a compact folder has no int8 graph, choose one")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is not an empty folder; choose another or remove it")
+    check_new_folder(folder)
 
 
 def _rounded(encoder: TrainedEncoder) -> TrainedEncoder:

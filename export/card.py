@@ -5,32 +5,36 @@ The text is card_template.md; here its tables and the Hub's metadata are made of
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mixsiam_hub.export.markdown import code, table, text
 from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import Variant
 from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.model.manifest import Manifest
+from mixsiam_hub.untrusted import one_line
 
 BUILTIN_CARD = None
 """Name of the encoder inside the package, which no folder can have."""
 ROUNDING = "fp16_rounding_min_cosine"
 """Key of mixsiam.json's `training`: what it cost to round the weights to 16 bits."""
+EXPORTED_FROM = "exported_from"
+"""Key of mixsiam.json's `training`: the Hub repositories, `org/name@commit`, whose folders were exported again."""
 SHEET_COUNT = 64
 """Drawn images among which the card's picture shows neighbours."""
 
 _TEMPLATE = "card_template.md"
 _LOADERS = "loaders.json"
+_DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _METHODS = {"mixsiam": "MixSiam", "simsiam": "SimSiam"}
 _MEASURES = {"knn20": "kNN, k = 20", "knn200": "kNN, k = 200", "linear": "linear probe"}
 _VARIANT_HEAD = ("graph", "MB", "cosine, mean", "smallest", "same nearest neighbour", "change of kNN accuracy, points")
@@ -65,18 +69,24 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
     is_imported = "imported_from" in manifest.training
     pictures = {file: pictures_at + file for file in (SHEET_PICTURE, REPORT_PICTURE) if file in manifest.files}
     record = json.loads(_read(_LOADERS))
-    recipe = manifest.training.get("recipe", {})
+    training = manifest.training
+    recipe = _recipe(training)
     variants = manifest.parity.variants if manifest.parity else {}
     card = ModelCard.from_template(
         _metadata(name or "mixsiam-hub built-in", manifest),
         template_str=_read(_TEMPLATE),
-        title=title,
+        title=text(title),
         is_builtin=name is BUILTIN_CARD,
         is_compact=is_compact,
-        **_places(name, is_compact),
+        **_places(name, is_compact, manifest.license),
         browser_graph="model_quantized" if "int8" in variants else "model",
         is_imported=is_imported,
-        origin=manifest.method if is_imported else f"trained without labels by {_METHODS[manifest.method]}",
+        origin=_origin(manifest.method, is_imported),
+        license=manifest.license,
+        sources=" and ".join(map(code, _sources(training))),
+        imported={key: code(training.get(key, "not recorded")) for key in ("imported_from", "file", "sha256")},
+        dropped=len(training["dropped"]) if isinstance(training.get("dropped"), list) else 0,
+        preprocessing_from=text(training.get("preprocessing", "a source that was not recorded")),
         config=config,
         px=config.preprocessing.input_px,
         manifest=manifest,
@@ -84,22 +94,34 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
         sheet_count=SHEET_COUNT,
         report=pictures.get(REPORT_PICTURE),
         record=record,
-        loaders=_table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record)),
+        loaders=table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record)),
         variants=variants,
-        variant_table=_table(_VARIANT_HEAD, _variant_rows(variants)),
+        variant_table=table(_VARIANT_HEAD, _variant_rows(variants)),
         variant_notes="\n".join(_variant_notes(variants)),
-        parity=_table(("what", "measured", "allowed"), _parity_rows(manifest)),
+        parity=table(("what", "measured", "allowed"), _parity_rows(manifest)),
         quality="\n\n".join(_evaluations(manifest)) or "Not measured.",
-        data=_text(recipe.get("data") or "data that were not recorded"),
-        data_terms=_text(recipe.get("data_terms", "")).rstrip(".") or "not recorded",
-        command=shlex.join(["mixsiam", "train", recipe.get("name", "RECIPE"), "--data", recipe.get("data", "DATA")]),
-        training=_table(("", ""), _training_rows(manifest.training)),
+        data=text(recipe.get("data") or "data that were not recorded"),
+        data_terms=text(recipe.get("data_terms", "")).rstrip(".") or "not recorded",
+        command=code(
+            shlex.join(["mixsiam", "train", recipe.get("name", "RECIPE"), "--data", recipe.get("data", "DATA")])
+        ),
+        training=table(("", ""), _training_rows(training)),
     )
     # Where the template leaves a part out, its empty lines stay.
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
-def _places(name: str | None, is_compact: bool) -> dict[str, Any]:
+def _recipe(training: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the texts of the recipe that trained the encoder; mixsiam.json may hold anything there."""
+    recipe = training.get("recipe")
+    return {key: value for key, value in recipe.items() if isinstance(value, str)} if isinstance(recipe, dict) else {}
+
+
+def _origin(method: str, is_imported: bool) -> str:
+    return text(method) if is_imported else f"trained without labels by {text(_METHODS.get(method, method))}"
+
+
+def _places(name: str | None, is_compact: bool, license_id: str) -> dict[str, Any]:
     """Returns how the examples call the folder, quoted for the language that each is in."""
     on_hub = name is not None and HUB_ID.fullmatch(name) is not None
     full_folder = "FOLDER" if is_compact or name is None else name.rpartition("/")[2]
@@ -112,19 +134,19 @@ def _places(name: str | None, is_compact: bool) -> dict[str, Any]:
     if name is BUILTIN_CARD:
         return places | {
             "load": "",
-            "verify": "mixsiam verify",
+            "verify": code("mixsiam verify"),
             "place": "str(BUILTIN)",
             "timm_id": 'f"local-dir:{BUILTIN}"',
             "builtin_import": "from mixsiam_hub import BUILTIN\n",
-            "source": "PATH",
+            "export_full": code(f"mixsiam export PATH FOLDER --license {license_id}"),
         }
     return places | {
         "load": json.dumps(name),
-        "verify": f"mixsiam verify {shlex.quote(name)}",
+        "verify": code(f"mixsiam verify {shlex.quote(name)}"),
         "place": json.dumps(name),
         "timm_id": json.dumps(f"{'hf-hub' if on_hub else 'local-dir'}:{name}"),
         "builtin_import": "",
-        "source": shlex.quote(name),
+        "export_full": code(f"mixsiam export {shlex.quote(name)} FOLDER --license {license_id}"),
     }
 
 
@@ -134,9 +156,8 @@ def _read(name: str) -> str:
 
 def _metadata(name: str, manifest: Manifest) -> ModelCardData:
     """Returns what the Hub reads at the head of a card."""
-    recipe = manifest.training.get("recipe", {})
-    data = str(recipe.get("data", "")).partition("::")[0]
-    base = manifest.training.get("base_model") or recipe.get("init", "")
+    recipe = _recipe(manifest.training)
+    data = recipe.get("data", "").partition("::")[0]
     results = list(_results(manifest))
     return ModelCardData(
         license=manifest.license.lower(),  # As the Hub spells SPDX identifiers.
@@ -144,11 +165,18 @@ def _metadata(name: str, manifest: Manifest) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         tags=_tags(manifest),
         # Shipped recipes are named after the public data set that they are for; others' folders are not data sets.
-        datasets=[data] if data and data == recipe.get("name") else None,
-        base_model=base if HUB_ID.fullmatch(base) else None,
-        model_name=name if results else None,
+        datasets=[data] if _DATASET_ID.fullmatch(data) and data == recipe.get("name") else None,
+        base_model=_base(name, manifest.training),
+        model_name=one_line(name) if results else None,
         eval_results=results or None,
     )
+
+
+def _base(name: str, training: Mapping[str, Any]) -> str | None:
+    """Returns the repository that this encoder was made from, the nearest one first."""
+    nearest = [source.partition("@")[0] for source in reversed(_sources(training))]
+    candidates = [*nearest, training.get("base_model"), _recipe(training).get("init")]
+    return next((c for c in candidates if isinstance(c, str) and HUB_ID.fullmatch(c) and c != name), None)
 
 
 def _tags(manifest: Manifest) -> list[str]:
@@ -178,20 +206,20 @@ def _results(manifest: Manifest) -> Iterator[EvalResult]:
 def _evaluations(manifest: Manifest) -> Iterator[str]:
     """Yields a paragraph and a table for each data set that report.json holds."""
     for entry in manifest.evaluations:
-        text = (
-            f"{entry.test}, {entry.n_test:,} images of {entry.classes} classes, by {entry.train} "
-            f"({entry.n_train:,} images): accuracy in %, one seed, features in {entry.precision}, by "
-            f"`{entry.command}`."
+        what = (
+            f"{text(entry.test)}, {entry.n_test:,} images of {entry.classes} classes, by {text(entry.train)} "
+            f"({entry.n_train:,} images): accuracy in %, one seed, features in {text(entry.precision)}, by "
+            f"{code(entry.command)}."
         )
         if ROUNDING in manifest.training and entry.fingerprint != manifest.fingerprint:
-            text += " Measured before the weights were rounded to 16 bits."
+            what += " Measured before the weights were rounded to 16 bits."
         if not entry.clears_raw_pixels:
-            text += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."
+            what += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."
         rows = [
             (name, *(f"{100 * getattr(scores, measure):.1f}" for measure in _MEASURES))
             for name, scores in entry.rows.items()
         ]
-        yield f"{text}\n\n{_table(('features', *_MEASURES.values()), rows)}"
+        yield f"{what}\n\n{table(('features', *_MEASURES.values()), rows)}"
 
 
 def _loader_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -218,14 +246,14 @@ def _variant_notes(variants: Mapping[str, Variant]) -> Iterator[str]:
     """Yields what the figures of `_variant_rows` were measured on, a line of a list each."""
     for precision, variant in variants.items():
         fidelity = variant.fidelity
-        text = f"- {precision}: {fidelity.images:,} images of {_text(variant.data)}"
+        note = f"- {text(precision)}: {fidelity.images:,} images of {text(variant.data)}"
         if fidelity.knn20_fp32 is not None:
             accuracy = 100 * fidelity.knn20_fp32
-            text += f"; kNN (k = 20) of the fp32 graph {accuracy:.1f} %, each half of them classified by the other"
+            note += f"; kNN (k = 20) of the fp32 graph {accuracy:.1f} %, each half of them classified by the other"
         if variant.calibration_images is not None:
             which = "others of them" if variant.held_out else "the same ones"
-            text += f"; calibrated on {variant.calibration_images} images, {which}"
-        yield f"{text}."
+            note += f"; calibrated on {variant.calibration_images} images, {which}"
+        yield f"{note}."
 
 
 def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -259,16 +287,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _text(value: object) -> str:
-    """Returns free text as one line in which nothing is markup."""
-    return html.escape(" ".join(str(value).split()), quote=False).replace("`", "'")
-
-
-def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
-    """Returns a Markdown table."""
-    lines = [head, ["---" for _ in head], *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "&#124;")
+def _sources(training: Mapping[str, Any]) -> list[str]:
+    """Returns the Hub repositories, `org/name@commit`, that the encoder was exported from again, the last one last."""
+    stated = training.get(EXPORTED_FROM)
+    return [str(source) for source in stated] if isinstance(stated, list) else []

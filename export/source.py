@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError, ModelError
+from mixsiam_hub.export.card import EXPORTED_FROM
 from mixsiam_hub.model.files import CONFIG_FILE, REPORT_PICTURE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
@@ -16,8 +18,8 @@ def open_encoder(source: str) -> TrainedEncoder:
     """Loads an encoder to export.
 
     Args:
-        source: A run folder, whose training data must still be where its recipe says; a model folder; or a Hub id. The
-            latter two are taken as they are, with all that their mixsiam.json says.
+        source: A run folder; a model folder; or a Hub id. The latter two are taken as they are, with all that their
+            mixsiam.json says; of a Hub id the provenance names the repository and the commit that say it.
 
     Raises:
         DataError: The run has no checkpoint yet, its data are gone, or it was trained on after its evaluation.
@@ -31,7 +33,13 @@ def open_encoder(source: str) -> TrainedEncoder:
         raise ModelError(
             f"{path} is no run folder, which has {RECIPE_FILE}, and no model folder, which has {CONFIG_FILE}"
         )
-    return folder_encoder(resolve(source))
+    folder = resolve(source)
+    encoder = folder_encoder(folder)
+    if folder.revision is None:
+        return encoder
+    earlier = encoder.provenance.get(EXPORTED_FROM)
+    sources = [*(earlier if isinstance(earlier, list) else []), f"{source.partition('@')[0]}@{folder.revision}"]
+    return replace(encoder, provenance=encoder.provenance | {EXPORTED_FROM: sources})
 
 
 def _evaluated_as_it_is(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:

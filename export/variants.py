@@ -56,7 +56,7 @@ class Calibration:
 def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
     """Reads a fixed sample of a data set: half of it for calibration, the rest for measuring, each up to its maximum.
 
-    Corrupt images are left out. Where fewer than MIN_MEASURED would be left to measure on, all of them are measured on.
+    Corrupt images are left out. Where fewer than MIN_MEASURED would be left to measure on, all serve both ends.
 
     Args:
         spec: As `open_images` takes it.
@@ -79,7 +79,7 @@ def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
         labels = classes[np.concatenate([batch.indices for batch in batches])]
     n = min(MAX_CALIBRATION, max(MIN_CALIBRATION, len(pixels) // 2))
     if len(pixels) - n < MIN_MEASURED:
-        return Calibration(data_name(spec), pixels[:n], pixels, labels, held_out=False)
+        return Calibration(data_name(spec), pixels, pixels, labels, held_out=False)
     return Calibration(data_name(spec), pixels[:n], pixels[n:], None if labels is None else labels[n:])
 
 
@@ -136,7 +136,7 @@ def _drawn(pre: Preprocessing) -> Calibration:
 def _write_graphs(full: Path, into: Path, pre: Preprocessing, images: Calibration) -> dict[str, Path]:
     graphs = {"fp16": into / Path(FP16_ONNX_FILE).name}
     write_fp16(full, graphs["fp16"])
-    if images.images:
+    if len(images.images):
         graphs["int8"] = into / Path(INT8_ONNX_FILE).name
         write_int8(full, graphs["int8"], _batches(images.images, pre, "calibrating"))
     return graphs

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place under a name of their own, then renamed."""
+"""Files and folders that appear whole or not at all: written under a name of their own, then renamed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from mixsiam_hub.errors import OutputError
+
+_PREFIX = ".mixsiam-"
+"""Of the temporary folder that a new one is built in."""
 
 
 @contextmanager
@@ -78,3 +82,66 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be made a folder: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty folder to fill, which becomes `path` if all goes well and is removed if not.
+
+    It is made on the disk that `path` is on. Folders above `path` are made at the end.
+
+    Args:
+        path: A folder that does not exist, or is empty; `.` is one too.
+
+    Raises:
+        OutputError: The place is taken or cannot be written, or the disk is full.
+    """
+    target, above = _vacant(path)
+    try:
+        with TemporaryDirectory(prefix=_PREFIX, dir=above) as temporary:
+            built = Path(temporary, "built")
+            built.mkdir()  # With the permissions that folders get; those of the one around it are its maker's alone.
+            yield built
+            if target.is_dir():  # Filled and not replaced: somebody's shell may be in it.
+                for entry in built.iterdir():
+                    entry.rename(target / entry.name)
+            else:
+                make_folder(target.parent)
+                built.rename(target)
+    except OSError as error:
+        if error.filename is not None and _PREFIX not in str(error.filename):
+            raise  # Of another file, which the caller had open meanwhile.
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Refuses what `new_folder` would refuse, before there is anything to write; leaves nothing behind.
+
+    Raises:
+        OutputError: The place is taken or cannot be written.
+    """
+    _, above = _vacant(path)
+    try:
+        with TemporaryDirectory(prefix=_PREFIX, dir=above):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _vacant(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Returns the absolute path of a place that is free, and the nearest folder that exists: the place or one above."""
+    try:
+        target = Path(path).resolve()
+        if target.is_dir():
+            if any(target.iterdir()):
+                raise OutputError(f"{path} is a folder with files in it; choose another, or empty it")
+            return target, target
+        if target.exists():
+            raise OutputError(f"{path} is a file; choose the name of a folder")
+        return target, next(above for above in target.parents if above.exists())
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # Links in a circle; a null character.
+        raise OutputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error

@@ -88,9 +88,10 @@ def import_(
     The preprocessing is known where CHECKPOINT is a folder that timm saved; else say --weights, or all that follow it.
     """
     with extra("export"):
-        from mixsiam_hub.export.bundle import export_folder
+        from mixsiam_hub.export.bundle import check_request, export_folder
         from mixsiam_hub.export.import_preprocessing import Given
         from mixsiam_hub.export.importers import import_encoder
+    check_request(folder, license_id)
     encoder = import_encoder(checkpoint, source, Given(**preprocessing), base_model)
     click.echo(f"dropped, as heads of {source}: {', '.join(encoder.provenance['dropped']) or 'nothing'}")
     manifest = export_folder(encoder, folder, license_id)

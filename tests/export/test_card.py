@@ -151,7 +151,8 @@ def test_a_folder_of_photos_is_no_dataset_of_the_hub() -> None:
 
 def test_an_import_names_its_origin_and_no_training() -> None:
     text = card(training=IMPORTED, method="imported from lightly", evaluations=())
-    assert "lightly checkpoint `a.ckpt`" in text
+    assert "a checkpoint of `lightly`, the file `a.ckpt`\n" in text
+    assert "heads that were dropped: 1;" in text
     assert "mixsiam train" not in text
     assert "arxiv.org" not in text
     assert metadata(text).base_model == "lab/first"
@@ -193,6 +194,72 @@ def test_a_folder_that_happens_to_be_called_builtin_is_not_the_builtin() -> None
 def test_free_text_is_no_markup() -> None:
     terms = "mine\n# Title <b>`code`"
     assert "Terms: mine # Title &lt;b&gt;'code'." in card(training={"recipe": {"data_terms": terms}})
+
+
+HOSTILE = (
+    "x\n\n# Title\n```\n| <script>a()</script> `code` **bold** _it_ [a](http://b.c) ![p](https://t.c/x.png) "
+    "www.b.org https://b.org me@b.org $$x$$ {{ 7 * 7 }} \\ ~~a~~ &lt; \x1b[2J \u202e"
+)
+
+
+def outside_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"(?ms)^```.*?^```$", "", text.partition("\n---\n")[2]))
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_nothing_that_a_foreign_mixsiam_json_says_is_markup(imported: bool) -> None:
+    versions = {"torch": HOSTILE, "mixsiam-hub": [HOSTILE]}
+    recipe = dict.fromkeys(("name", "data", "data_terms", "init", "epochs"), HOSTILE)
+    training = {"recipe": recipe, "versions": versions, "commit": HOSTILE, "exported_from": [HOSTILE]}
+    if imported:
+        training |= dict.fromkeys(IMPORTED, HOSTILE) | {"dropped": [HOSTILE]}
+    line = " ".join(HOSTILE.split()).replace("\x1b", "").replace("\u202e", "")
+    evaluations = evaluated(rows={line: ROWS["mixsiam"]}, train=line, test=line, precision=line, command=line)
+    variant = Variant(2_000_000, HOSTILE, Fidelity(900, 0.9991, 0.98, 0.95), calibration_images=200, held_out=True)
+    parity = replace(PARITY, max_relative_error={line: 1e-6}, variants={"int8": variant})
+    changes = {"method": HOSTILE, "training": training, "evaluations": evaluations, "parity": parity}
+    text = card(HOSTILE, **changes)
+    benign = card("pets", method="imported from lightly" if imported else "own", training=training | {"commit": "c"})
+    plain = outside_code(text)
+    assert re.findall("^#.*", plain, re.MULTILINE)[1:] == re.findall("^#.*", outside_code(benign), re.MULTILINE)[1:]
+    assert len(re.findall("^```", text, re.MULTILINE)) == 14
+    for markup in (
+        "<",
+        "**bold",
+        " _it",
+        " [a]",
+        "![p]",
+        "www.b",
+        "https://b.org",
+        "me@b",
+        "$$",
+        "~~",
+        "\x1b",
+        "\u202e",
+    ):
+        assert markup not in plain, markup
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "{{ 7 \\* 7 }}" in plain
+    assert metadata(text).license == "apache-2.0"
+    assert metadata(text).base_model is None
+    bars = {row.count("|") for row in plain.splitlines() if "| x # Title" in row}
+    assert {4, 5} <= bars <= {3, 4, 5}
+
+
+@pytest.mark.parametrize("recipe", [None, 3, [], "text", {"data": 3, "name": [], "init": {}}])
+def test_provenance_of_another_form_is_none(recipe: Any) -> None:
+    text = card(training={"recipe": recipe, "exported_from": 3, "dropped": 3})
+    assert "Trained on data that were not recorded. Terms: not recorded." in text
+
+
+def test_figures_that_came_with_another_repository_are_cited_and_it_is_the_base() -> None:
+    sources = ["lab/first@" + "1" * 40, "lab/second@" + "2" * 40]
+    text = card("me/third", training=MANIFEST.training | {"exported_from": sources})
+    assert f"those that `{sources[0]}` and `{sources[1]}` states; this export" in " ".join(text.split())
+    assert metadata(text).base_model == "lab/second"
+    assert metadata(card("lab/second", training={"exported_from": sources})).base_model == "lab/first"
+    assert "measured none of them" not in card()
 
 
 def test_on_the_hub_every_example_names_the_repository() -> None:

@@ -14,10 +14,12 @@ pytest.importorskip("onnxscript", reason="needs the extra export")
 from PIL import Image
 
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.export import source
 from mixsiam_hub.export.bundle import export_folder
 from mixsiam_hub.export.card import ROUNDING
 from mixsiam_hub.export.source import open_encoder
 from mixsiam_hub.model.figures import Accuracy, Evaluation
+from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 from mixsiam_hub.untrusted import read_json
@@ -49,6 +51,20 @@ def test_the_evaluation_and_its_picture_go_along(trained_encoder: TrainedEncoder
         assert (tmp_path / name / "report.png").read_bytes() == (tmp_path / "drawn.png").read_bytes()
         assert "](report.png)" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert Manifest.from_json(read_json(tmp_path / name / "mixsiam.json")).evaluations == (evaluation,)
+
+
+def test_the_provenance_names_the_repository_that_it_came_from_and_those_before(
+    compact_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = ["1" * 40, "2" * 40]
+    folder = ModelFolder.open(compact_folder, revision=commits[0])
+    monkeypatch.setattr(source, "resolve", lambda name: folder)
+    first = open_encoder("lab/first@v1")
+    assert first.provenance == folder.manifest.training | {"exported_from": [f"lab/first@{commits[0]}"]}
+    manifest = replace(folder.manifest, training=first.provenance)
+    folder = replace(folder, manifest=manifest, revision=commits[1])
+    expected = [f"lab/first@{commits[0]}", f"lab/second@{commits[1]}"]
+    assert open_encoder("lab/second").provenance["exported_from"] == expected
 
 
 def test_what_is_neither_run_nor_folder_is_refused(tmp_path: Path, compact_folder: Path) -> None:
