@@ -50,13 +50,14 @@ def _with_own_evaluations(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:
         DataError: There are evaluations, and all are of other encoders or of an earlier step.
     """
     own = backbone_fingerprint(encoder.backbone, encoder.config)
-    kept = tuple(entry for entry in encoder.evaluations if entry.fingerprint == own)
+    steps = encoder.provenance["steps"]
+    kept = tuple(e for e in encoder.evaluations if e.fingerprint == own and e.steps in (None, steps))
     if kept == encoder.evaluations:
         return encoder
     if not kept:
         raise DataError(
             f"{run / REPORT_FILE}: its figures are of step {encoder.evaluations[-1].steps} or of another encoder, the "
-            f"run is at {encoder.provenance['steps']}; evaluate it again, or remove the file to export without figures"
+            f"run is at {steps}; evaluate it again, or remove the file to export without figures"
         )
     return replace(encoder, evaluations=kept, report=None)  # The picture shows the others too.
 

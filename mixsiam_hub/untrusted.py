@@ -64,26 +64,50 @@ def parsing(source: Source, error: type[MixsiamError] = ModelError, form: str = 
         raise error(f"{_name(source)} cannot be read{form and f' as {form}'}: {reason}") from cause
 
 
-def open_regular(path: Source, error: type[MixsiamError] = ModelError) -> BufferedReader:
+class NotRegularError(OSError):
+    """A folder, pipe, socket or device where a regular file must be; the text goes on from its name."""
+
+
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Opens a regular file to read; never waits, as opening a named pipe does.
 
     Check and read through the one handle: the path may name another file a moment later.
 
     Raises:
+        NotRegularError: It is a folder, a pipe, a socket or a device.
+        OSError: It is absent or locked.
+        ValueError: Its name holds a null character.
+    """
+    _check_regular(os.stat(path).st_mode)  # To open a device may already set it to work.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        _check_regular(os.fstat(file.fileno()).st_mode)
+    except NotRegularError:
+        file.close()
+        raise
+    return file
+
+
+def open_regular(path: Source, error: type[MixsiamError] = ModelError) -> BufferedReader:
+    """Opens a regular file as `open_file`, with errors that name it.
+
+    Raises:
         MixsiamError: Of kind `error`: it is absent, locked, a folder, a pipe or a device.
     """
     try:
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as cause:  # ValueError: a null character.
+        return open_file(path)
+    except NotRegularError as cause:
+        raise error(f"{_name(path)} {cause}") from None
+    except (OSError, ValueError) as cause:
         reason = getattr(cause, "strerror", None) or one_line(cause)
         raise error(f"{_name(path)} cannot be opened: {reason}") from cause
-    mode = os.fstat(descriptor).st_mode
+
+
+def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        os.close(descriptor)
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise error(f"{_name(path)} is {kind}; it must be a regular file")
-    return os.fdopen(descriptor, "rb")
+        raise NotRegularError(f"is {kind}; it must be a regular file")
 
 
 def read_bytes(path: Source, limit_bytes: int | None = None, error: type[MixsiamError] = ModelError) -> bytes:

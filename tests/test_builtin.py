@@ -40,7 +40,7 @@ def test_both_backends_agree() -> None:
 
 
 def test_it_verifies_and_fits_the_wheel() -> None:
-    assert verify_folder().answers
+    assert all(check.holds for check in verify_folder().vectors)
     assert sum(path.stat().st_size for path in BUILTIN.rglob("*") if path.is_file()) < 25 * 2**20
     assert resolve().manifest.weights == "fp16"
 

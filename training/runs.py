@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mixsiam_hub.atomic import make_folder, write_text
+from mixsiam_hub.atomic import write_text
 from mixsiam_hub.errors import DataError, OutputError, RecipeError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, run_recipe
@@ -39,10 +39,8 @@ def new_run(recipe: Recipe) -> Iterator[Path]:
     is_ours = True
     if recipe.run_dir:
         run = Path(recipe.run_dir)
-        make_folder(run.parent)
         is_ours = _make(run)
     else:
-        make_folder(RUNS)
         run = next(path for path in _numbered(f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}") if _make(path))
     _check_empty(run)
     with _output_errors(run):
@@ -55,6 +53,8 @@ def new_run(recipe: Recipe) -> Iterator[Path]:
             (run / RECIPE_FILE).unlink(missing_ok=True)
             if is_ours:
                 run.rmdir()
+            if not recipe.run_dir:
+                RUNS.rmdir()  # Only where it is empty.
         raise
 
 
@@ -136,10 +136,10 @@ def _numbered(name: str) -> Iterator[Path]:
 
 
 def _make(run: Path) -> bool:
-    """Makes a folder; False where something of that name exists."""
+    """Makes a folder and those above it; False where something of that name exists."""
     with _output_errors(run):
         try:
-            run.mkdir()
+            run.mkdir(parents=True)
         except FileExistsError:
             return False
     return True

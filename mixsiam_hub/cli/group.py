@@ -60,6 +60,10 @@ class _Group(click.Group):
                 raise
             where = f"{error.filename}: " if error.filename is not None else ""
             reason = f"{where}{error.strerror or error}{_FIXES.get(error.errno or 0, '')}"
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            reason += "; the working directory was removed: change to another"
         click.echo(f"error: {printable(' '.join(reason.split()))}", err=True)
         ctx.exit(1)
 

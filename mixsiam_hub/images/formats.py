@@ -104,7 +104,9 @@ def lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # Not needed to begin with.
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    # Optimised, littlecms interpolates in a coarse table and is off by up to 30 levels.
+    exact = ImageCms.Flags.NOOPTIMIZE
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exact)
     if converted is None:
         raise ImageError("LAB cannot be converted")
     return converted

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +50,6 @@ IMAGE_SUFFIXES = frozenset((
 # fmt: on
 """File name endings, in lower case, that count as images when a folder is searched."""
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-)
-
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
     """Tells by the suffix alone, in any case, whether a file counts as an image."""
@@ -99,33 +92,6 @@ def describe(source: ImageSource) -> str:
     kind = "PIL image" if isinstance(source, Image.Image) else "image from a file object"
     name = getattr(source, "filename", None) or getattr(source, "name", None)
     return f"{kind} {name}" if isinstance(name, str) else kind
-
-
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to read, and nothing that could keep its reader waiting or act on being opened.
-
-    Raises:
-        OSError: It cannot be opened.
-        ImageError: It is a folder, a FIFO, a socket or a device.
-    """
-    return open(path, "rb", opener=_open_regular)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    _check_regular(os.stat(path).st_mode)  # To open a device may already do something.
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    try:
-        _check_regular(os.fstat(descriptor).st_mode)  # Something else may lie there by now.
-    except ImageError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _check_regular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
-        raise ImageError(f"is {kind}, not a regular file")
 
 
 def _of_mapping(pair: Mapping[str, Any]) -> ImageSource:

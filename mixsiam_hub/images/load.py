@@ -24,8 +24,9 @@ from mixsiam_hub.images.formats import (
     lab_to_rgb,
     picture_of_png,
 )
-from mixsiam_hub.images.kinds import ImageSource, describe, open_regular, path_or_bytes
+from mixsiam_hub.images.kinds import ImageSource, describe, path_or_bytes
 from mixsiam_hub.per_process import PerProcess
+from mixsiam_hub.untrusted import NotRegularError, one_line, open_file
 
 MAX_PIXELS = 178_000_000
 """Width times height that a file may decode to: 0.7 GB as RGB in Pillow, just under the size that Pillow refuses."""
@@ -114,7 +115,7 @@ def _load(source: ImageSource) -> Image.Image:
             return _decode(source)
     found = path_or_bytes(source)
     # By name Pillow would map some files into memory, and shear those that are turned: it gets an open file.
-    with open_regular(found) if isinstance(found, str) else io.BytesIO(found) as file, _open(file) as image:
+    with open_file(found) if isinstance(found, str) else io.BytesIO(found) as file, _open(file) as image:
         return _decode(image)
 
 
@@ -215,7 +216,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ImageError):
+    if isinstance(error, ImageError | NotRegularError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "no such file"
@@ -227,4 +228,4 @@ def _reason(error: Exception) -> str:
         return f"is larger than Pillow's limit, PIL.Image.MAX_IMAGE_PIXELS; shrink it first ({error})"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
-    return f"cannot be decoded: {error or type(error).__name__}"
+    return f"cannot be decoded: {one_line(error) or type(error).__name__}"

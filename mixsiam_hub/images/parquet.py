@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mixsiam_hub.errors import DataError, missing_extra
 from mixsiam_hub.images.sources import Item
+from mixsiam_hub.untrusted import one_line, open_regular, parsing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,12 +38,11 @@ class ParquetStore:
             MissingExtraError: pyarrow is not installed.
         """
         self._paths = list(paths)
-        self._table = _read(self._paths)
+        parts = [_read(path) for path in self._paths]
+        self._table = _joined([part.table for part in parts], self._paths)
         self._images = _images(self._table, self._paths[0])
-        ends = [0]
-        for path in self._paths:
-            ends.append(ends[-1] + _metadata(path).num_rows)
-        self._ends = ends
+        self._footers = [part.footer for part in parts]
+        self._ends = list(accumulate(len(part.table) for part in parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetStore, (self._paths,)  # Another process reads the files itself.
@@ -48,8 +51,9 @@ class ParquetStore:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Item:
-        file = next(i for i, end in enumerate(self._ends[1:]) if index < end)
-        key = f"{self._paths[file]}#{index - self._ends[file]}"
+        file = bisect_right(self._ends, index)
+        row = index - (self._ends[file - 1] if file else 0)
+        key = f"{self._paths[file]}#{row}"
         return Item(key, self._images[index].as_py() or b"", self.label(index) if self.has_labels else None)
 
     @property
@@ -64,13 +68,9 @@ class ParquetStore:
     def identity(self) -> bytes:
         """Digest of the files' names and footers: each footer says where every page lies and what range it has."""
         digest = hashlib.sha256()
-        for path in self._paths:
+        for path, footer in zip(self._paths, self._footers, strict=True):
             digest.update(os.path.basename(path).encode("utf-8", "surrogateescape"))
-            with open(path, "rb") as file:
-                file.seek(-8, os.SEEK_END)
-                length = int.from_bytes(file.read(4), "little")
-                file.seek(-8 - length, os.SEEK_END)
-                digest.update(file.read(length))
+            digest.update(footer)
         return digest.digest()
 
     @cached_property
@@ -80,6 +80,8 @@ class ParquetStore:
         if "label" not in self._table.column_names:
             return None
         column = self._table.column("label")
+        if pa.types.is_dictionary(column.type):  # As pandas stores categories.
+            column = column.cast(column.type.value_type)
         if column.null_count:
             return None
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -93,26 +95,44 @@ class ParquetStore:
         return [names[number] if names else str(number) for number in numbers.tolist()]
 
 
-def _read(paths: Sequence[str]) -> pa.Table:
+@dataclass(frozen=True)
+class _Part:
+    """One file: its columns of images and classes, and its footer."""
+
+    table: pa.Table
+    footer: bytes
+
+
+def _read(path: str) -> _Part:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         missing_extra("pyarrow", "bulk")
-    tables = []
-    for path in paths:
-        try:
-            file = pq.ParquetFile(path)
-            names = file.schema_arrow.names
-            tables.append(file.read([column for column in ("image", "label") if column in names]))
-        except Exception as error:  # pyarrow's errors for a damaged file share no root.
-            raise DataError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
-        if "image" not in names:
-            raise DataError(f"{path}: no column 'image'; it has {', '.join(names)}")
+    with open_regular(path, DataError) as file, parsing(path, DataError, "Parquet"):
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        table = parquet.read([column for column in ("image", "label") if column in names])
+        footer = _footer(file)
+    if "image" not in names:
+        raise DataError(f"{path}: no column 'image'; it has {', '.join(names)}")
+    return _Part(table, footer)
+
+
+def _footer(file: BinaryIO) -> bytes:
+    """Returns what the end of a Parquet file says of it; its length stands before the last four bytes."""
+    file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - length, os.SEEK_END)
+    return file.read(length)
+
+
+def _joined(tables: Sequence[pa.Table], paths: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+
     try:
         return pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise DataError(f"{paths[0]} and {len(paths) - 1} more do not fit together: {_first_line(error)}") from None
+        raise DataError(f"{paths[0]} and {len(paths) - 1} more do not fit together: {one_line(error)}") from None
 
 
 def _images(table: pa.Table, path: str) -> pa.ChunkedArray:
@@ -129,12 +149,6 @@ def _images(table: pa.Table, path: str) -> pa.ChunkedArray:
     return column
 
 
-def _metadata(path: str) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(path)
-
-
 def _class_names(schema: pa.Schema) -> list[str]:
     """Returns the names that the `datasets` library keeps for the numbers of `label`; none where it keeps none."""
     try:
@@ -143,7 +157,3 @@ def _class_names(schema: pa.Schema) -> list[str]:
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

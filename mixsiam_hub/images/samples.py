@@ -78,22 +78,18 @@ def _place(size: tuple[int, int], rng: random.Random) -> tuple[float, float, flo
     return rng.uniform(radius, size[0] - radius), rng.uniform(radius, size[1] - radius), radius
 
 
-def _square(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
-    """The square around a circle: Pillow's own `circle` came with 10.4."""
-    return x - radius, y - radius, x + radius, y + radius
-
-
 def _disc(size: tuple[int, int], paper: Colour, ink: Colour, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", size, paper)
-    ImageDraw.Draw(image).ellipse(_square(*_place(size, rng)), fill=ink)
+    x, y, radius = _place(size, rng)
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
     return image
 
 
 def _ring(size: tuple[int, int], paper: Colour, ink: Colour, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", size, paper)
     x, y, radius = _place(size, rng)
-    width = round(radius * rng.uniform(0.2, 0.4))
-    ImageDraw.Draw(image).ellipse(_square(x, y, radius), outline=ink, width=width)
+    box = (x - radius, y - radius, x + radius, y + radius)
+    ImageDraw.Draw(image).ellipse(box, outline=ink, width=round(radius * rng.uniform(0.2, 0.4)))
     return image
 
 

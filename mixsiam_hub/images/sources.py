@@ -239,6 +239,12 @@ class _Search:
         """Says why an input stands for no image."""
         if self.unreadable:
             return "; ".join(f"{folder} cannot be searched: {reason}" for folder, reason in self.unreadable.items())
+        try:
+            os.lstat(_expanded(spec))
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # A name too long, a folder that is locked or is a file.
+            return f"{spec!r} cannot be searched: {error.strerror}"
         advice = "give a file, a folder with images, or a glob like 'in/**/*.jpg'"
         return f"{spec!r} matches no image; {advice}"
 
@@ -257,7 +263,9 @@ class _Search:
         return sorted(paths)
 
     def _in_folder(self, folder: Path) -> list[Path]:
-        return sorted(self._walk(folder)) or sorted(folder.glob(f"*{PARQUET_SUFFIX}"))
+        return sorted(self._walk(folder)) or sorted(
+            path for path in folder.glob(f"*{PARQUET_SUFFIX}") if not path.name.startswith(".")
+        )
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         """Yields visible images below a folder; links to folders are followed, each real folder once."""

@@ -22,7 +22,6 @@ from mixsiam_hub.untrusted import field, one_of, path_inside, quote, sha256_hex,
 FORMAT_VERSION = 1
 CHECKSUM = "manifest_sha256"
 
-
 _TYPES: dict[str, type] = {
     "format_version": int,
     **dict.fromkeys(("license", "fingerprint", "config_digest", "card_sha256", "method", "weights"), str),

@@ -14,7 +14,7 @@ from mixsiam_hub.vectors.table import BUILTIN_LABEL, VectorFile
 
 if TYPE_CHECKING:
     from mixsiam_hub.encoder import ImageEncoder
-    from mixsiam_hub.images.load import ImageSource
+    from mixsiam_hub.images.kinds import ImageSource
     from mixsiam_hub.images.sources import Item
 
 

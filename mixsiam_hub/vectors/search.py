@@ -21,7 +21,7 @@ from mixsiam_hub.vectors.table import BUILTIN_LABEL, VectorFile
 
 if TYPE_CHECKING:
     from mixsiam_hub.encoder import ImageEncoder
-    from mixsiam_hub.images.load import ImageSource
+    from mixsiam_hub.images.kinds import ImageSource
 
 _SCORES_AT_ONCE = 1 << 24
 """Cosines held in memory at a time: 64 MB."""

@@ -73,7 +73,7 @@ def test_only_a_runs_own_figures_are_exported(
 ) -> None:
     own = backbone_fingerprint(trained_encoder.backbone, trained_encoder.config)
     theirs = Evaluation("a", "b", 9, 8, 2, "fp32", 3.5, {}, True, "mixsiam evaluate", "0" * 64, steps=7)
-    mine = replace(theirs, fingerprint=own, test="c")
+    mine = replace(theirs, fingerprint=own, test="c", steps=30)
     (tmp_path / "recipe.toml").touch()
     for evaluations, expected in (((), ()), ((mine,), (mine,)), ((theirs, mine), (mine,))):
         run = replace(trained_encoder, evaluations=evaluations, report=tmp_path / "report.png")

@@ -6,8 +6,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from manifests import edit_manifest
 
 
@@ -20,6 +22,7 @@ def foreign_network(
     image: str = "pixel_values",
     *,
     one_row: bool = False,
+    weight: float | None = None,
 ) -> bytes:
     """A network of one convolution with random weights; as it stands, it has the signature of the test encoder's.
 
@@ -31,11 +34,14 @@ def foreign_network(
         outputs: Names of the pooled vector and the feature map, in their order.
         image: Name of the input.
         one_row: Give the first image's vector alone, against what the graph declares.
+        weight: Every weight; None for random ones.
     """
-    from onnx import TensorProto, checker, helper, numpy_helper
-
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
     step = px // cells
     weights = np.random.default_rng(0).standard_normal((dim, 3, step, step)).astype(np.float32)
+    if weight is not None:
+        weights[:] = weight
     pooled, feature_map = outputs
     nodes = [
         helper.make_node("Conv", [image, "w"], [feature_map], strides=[step, step]),
@@ -47,7 +53,7 @@ def foreign_network(
     constants = {"w": weights, "axes": np.array([2, 3])} | ({"rows": np.array([True])} if one_row else {})
 
     def floats(name: str, *shape: int | str) -> object:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
     graph = helper.make_graph(
         nodes,
@@ -56,8 +62,33 @@ def foreign_network(
         [floats(pooled, batch, dim), floats(feature_map, batch, dim, cells, cells)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    checker.check_model(model)
+    return _model(graph)
+
+
+def foreign_preprocess(px: int = 32) -> bytes:
+    """From an image of any size to its pixels, resized by ONNX's own filter and not normalised."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Resize", ["planes", "", "", "sizes"], ["pixel_values"], mode="linear"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "foreign",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, (1, "height", "width", 3))],
+        [helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, (1, 3, px, px))],
+        [onnx.numpy_helper.from_array(np.array([1, 3, px, px]), "sizes")],
+    )
+    return _model(graph)
+
+
+def _model(graph: Any) -> bytes:
+    import onnx
+
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 

@@ -13,6 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from hub_server import LocalHub
 
+    from mixsiam_hub.model.folder import ModelFolder
+    from mixsiam_hub.model.known_answers import Verified
+
 
 def _load_hub_server() -> None:
     init = Path(__file__).parents[1] / "hub_server" / "__init__.py"
@@ -49,7 +52,10 @@ def small_folder(compact_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     from mixsiam_hub.export import push as pushing
     from mixsiam_hub.model.known_answers import Verified
 
+    def verify_nothing(folder: ModelFolder, *_: object, **__: object) -> Verified:
+        return Verified(folder, len(folder.manifest.files), (), None)
+
     monkeypatch.setattr(pushing, "check_files", lambda folder: None)
-    monkeypatch.setattr(pushing, "verify", lambda folder, _: Verified(folder, len(folder.manifest.files), []))
+    monkeypatch.setattr(pushing, "verify", verify_nothing)
     monkeypatch.setattr(pushing, "WAITS_S", (0, 0))
     return make_small(compact_folder, tmp_path / "small")

@@ -293,10 +293,10 @@ def test_what_comes_back_otherwise_is_said_and_can_be_undone(hub: LocalHub, smal
 def test_known_answers_that_do_not_come_back_fail_the_command(
     hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verify_only_here(folder: ModelFolder, _: object) -> Verified:
+    def verify_only_here(folder: ModelFolder, *_: object, **__: object) -> Verified:
         if folder.revision:
             raise ModelError("known answers below a cosine of 0.9999")
-        return Verified(folder, 0, [])
+        return Verified(folder, 0, (), None)
 
     monkeypatch.setattr(pushing, "verify", verify_only_here)
     result = run("push", small_folder, REPO)

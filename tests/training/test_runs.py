@@ -147,7 +147,14 @@ def test_another_recipe_is_refused() -> None:
 def test_what_fails_before_the_first_step_leaves_no_folder(error: BaseException) -> None:
     with pytest.raises(type(error)), new_run(RECIPE):
         raise error
-    assert list(Path("runs").iterdir()) == []
+    assert list(Path().iterdir()) == []
+
+
+def test_what_fails_leaves_other_runs_alone() -> None:
+    other = start()
+    with pytest.raises(DataError, match="no images"), new_run(RECIPE):
+        raise DataError("no images")
+    assert list(Path("runs").iterdir()) == [other]
 
 
 def test_a_folder_that_was_there_stays_when_the_run_fails() -> None:

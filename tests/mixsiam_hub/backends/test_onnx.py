@@ -123,6 +123,25 @@ def test_graph_of_another_signature_is_refused_by_its_name(
         ImageEncoder.from_pretrained(folder, backend="onnx", device="cpu").embed(IMAGES)
 
 
+@pytest.mark.parametrize("place", ["beside the graph", "in the working directory", "by its full path"])
+def test_graph_that_takes_its_weights_from_another_file_is_refused(
+    place: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
+    graph = onnx.load_from_string(foreign_network())
+    (tensor,) = (tensor for tensor in graph.graph.initializer if tensor.name == "w")
+    weights, location = tmp_path / "weights.bin", "weights.bin"
+    weights.write_bytes(tensor.raw_data)
+    onnx.external_data_helper.set_external_data(tensor, str(weights) if place == "by its full path" else location)
+    tensor.ClearField("raw_data")
+    folder = with_file(model_folder, ONNX_FILE, graph.SerializeToString(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    if place == "beside the graph":
+        weights.rename(folder / "onnx" / location)
+    with pytest.raises(ModelError, match=r"model\.onnx cannot be read as a graph"):
+        ImageEncoder.from_pretrained(folder, backend="onnx", device="cpu")
+
+
 def test_what_is_no_graph_is_refused_on_one_line(model_folder: Path, tmp_path: Path) -> None:
     folder = with_file(model_folder, ONNX_FILE, b"not\na graph", tmp_path / "model")
     with pytest.raises(ModelError, match=r"model\.onnx cannot be read as a graph") as refused:

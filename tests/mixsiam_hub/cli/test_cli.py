@@ -25,11 +25,13 @@ def test_info_prints_a_figure_a_line() -> None:
     assert facts["parity.batch_sizes"] == "[1, 2, 3, 17]"
 
 
-def test_verify_prints_every_answer(model_folder: Path) -> None:
+def test_verify_prints_a_line_for_every_graph(model_folder: Path) -> None:
     result = run("verify", model_folder)
     assert result.exit_code == 0, result.output
-    assert "onnx " in result.stdout
-    assert "1.0000" in result.stdout
+    files = ["onnx/model.onnx", "onnx/model_fp16.onnx", "model.safetensors", "onnx/preprocess.onnx"]
+    assert [line.partition(" by ")[0] for line in result.stdout.splitlines()[1:]] == files
+    assert "cosine 1.000000 on average" in result.stdout
+    assert "0 grey levels from Pillow" in result.stdout
 
 
 def test_verify_fails_on_something_else(tmp_path: Path) -> None:

@@ -96,11 +96,19 @@ def test_a_tilde_may_begin_a_name(image: Path) -> None:
     assert read_vectors("v.npz").ids == ["~tilde.png"]
 
 
-@pytest.mark.parametrize("name", ["~absent.png", f"{'n' * 300}.png", "disc.png/x.png", "loop/x.png"])
-def test_an_input_that_cannot_be_is_one_line(image: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("~absent.png", "matches no image"),
+        (f"{'n' * 300}.png", "File name too long"),
+        ("disc.png/x.png", "Not a directory"),
+        ("loop/x.png", "Too many levels of symbolic links"),
+    ],
+)
+def test_an_input_that_cannot_be_is_one_line(image: Path, name: str, reason: str) -> None:
     Path("loop").symlink_to("loop")
-    assert_one_error_line(run("embed", name, "--out", "v.npz"), name)
-    assert_one_error_line(run("demo", name), name)
+    assert_one_error_line(run("embed", name, "--out", "v.npz"), name, reason)
+    assert_one_error_line(run("demo", name), name, reason)
     assert not list(Path().glob("*.npz"))
 
 
@@ -119,7 +127,7 @@ def test_a_working_directory_that_is_gone_is_one_line(image: Path, arguments: tu
     gone.mkdir()
     os.chdir(gone)
     gone.rmdir()
-    assert_one_error_line(run(*arguments))
+    assert_one_error_line(run(*arguments), "the working directory was removed: change to another")
 
 
 def test_a_full_disk_leaves_nothing(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
-"""Files, folders and globs become the files a user means, each once and in order."""
+"""Files, folders and globs become the images a user means, each once, in order, and under a name of its own."""
 
 from __future__ import annotations
 
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.images.sources import expand
+from mixsiam_hub.images.sources import Item, open_source
 
 FILES = ["b.jpg", "a.PNG", "notes.txt", "sub/c.webp", "sub/deep/d.tiff", ".hidden.jpg", ".cache/e.jpg", "x[1].jpg"]
 
@@ -23,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*inputs: str) -> list[str]:
-    return [path.as_posix() for path in expand(inputs)]
+    return [item.key for item in open_source(inputs)]
 
 
 def test_a_folder_is_searched_sorted_without_hidden_files(folder: Path) -> None:
@@ -61,7 +65,7 @@ def test_order_is_kept_and_duplicates_dropped(folder: Path) -> None:
 def test_globs(folder: Path, pattern: str, expected: list[str] | None) -> None:
     if expected is None:
         with pytest.raises(DataError, match="matches no image"):
-            expand([pattern])
+            open_source(pattern)
     else:
         assert names(pattern) == expected
 
@@ -73,15 +77,19 @@ def test_a_name_that_exists_is_not_a_glob(folder: Path) -> None:
 def test_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))
-    assert expand(["~/in/sub"])[0] == folder / "in/sub/c.webp"
-    assert expand(["~/in/*.PNG"]) == [folder / "in/a.PNG"]
+    assert names("~/in/sub")[0] == str(folder / "in/sub/c.webp")
+    assert names("~/in/*.PNG") == [str(folder / "in/a.PNG")]
+    (folder / "~tilde.png").touch()
+    assert names("~tilde.png") == ["~tilde.png"]
+    with pytest.raises(DataError, match=r"'~nobody/x\.png' matches no image"):
+        open_source("~nobody/x.png")
 
 
 @pytest.mark.parametrize("given", ["absent.jpg", "absent/", "in/*.gif", "empty"])
 def test_an_input_that_matches_nothing_is_named(folder: Path, given: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(DataError) as caught:
-        expand(["in/b.jpg", given])
+        open_source(["in/b.jpg", given])
     assert repr(given) in str(caught.value)
 
 
@@ -91,3 +99,79 @@ def test_links_are_followed_once(folder: Path) -> None:
     (folder / "links/photos").symlink_to(folder / "in/sub/deep", target_is_directory=True)
     assert names("in") == ["in/a.PNG", "in/b.jpg", "in/sub/c.webp", "in/sub/deep/d.tiff", "in/x[1].jpg"]
     assert names("links") == ["links/photos/d.tiff"]
+
+
+def test_a_folder_with_special_characters_is_not_a_glob(folder: Path) -> None:
+    (folder / "in [x]").mkdir()
+    (folder / "in [x]/a.png").touch()
+    assert names("in [x]") == ["in [x]/a.png"]
+
+
+def test_files_that_are_no_images_are_counted(folder: Path) -> None:
+    (folder / "in/sub/notes.md").touch()
+    assert open_source("in").left_out == 2
+    assert open_source("in/sub").left_out == 1
+    assert open_source(["in/notes.txt", "in/b.jpg"]).left_out == 0
+
+
+def locked(name: str) -> Callable[..., object]:
+    """`os.scandir`, but for one folder, as it is for those who may not read that one: root may read any."""
+    scandir = os.scandir
+
+    def scan(path: str) -> object:
+        if os.path.basename(path) == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    return scan
+
+
+def test_a_folder_that_cannot_be_searched_is_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "scandir", locked("deep"))
+    images = open_source("in")
+    assert [item.key for item in images] == ["in/a.PNG", "in/b.jpg", "in/sub/c.webp", "in/x[1].jpg"]
+    assert images.unreadable == {os.path.join("in", "sub", "deep"): "Permission denied"}
+    with pytest.raises(DataError, match="in/sub/deep cannot be searched: Permission denied"):
+        open_source("in/sub/deep")
+
+
+def test_a_single_folder_of_folders_has_classes(folder: Path) -> None:
+    for name in ("train/dog/a.png", "train/cat/b.png", "train/cat/deep/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    images = open_source("train")
+    assert images.labels == ["cat", "cat", "dog"]
+    assert list(images) == [
+        Item("train/cat/b.png", "train/cat/b.png", "cat"),
+        Item("train/cat/deep/c.png", "train/cat/deep/c.png", "cat"),
+        Item("train/dog/a.png", "train/dog/a.png", "dog"),
+    ]
+    assert open_source(["train/dog", "train/cat"]).labels is None
+    assert open_source("train/cat").labels is None
+    (folder / "train/loose.png").touch()
+    assert open_source("train").labels is None
+
+
+def test_parts_of_a_set(folder: Path) -> None:
+    images = open_source("in")
+    assert [item.key for item in images[1:3]] == ["in/b.jpg", "in/sub/c.webp"]
+    assert [item.key for item in images.take(np.array([4, 0]))] == ["in/x[1].jpg", "in/a.PNG"]
+    assert images[-1] == images[4]
+    assert len(images.take(np.array([], np.int64))) == 0
+    assert [item.key for item in pickle.loads(pickle.dumps(images))] == [item.key for item in images]
+
+
+def test_the_identity_tells_sets_apart(folder: Path) -> None:
+    identity = open_source("in").identity
+    assert open_source(str(folder / "in")).identity == identity
+    assert open_source("in")[1:].identity != identity
+    (folder / "in/b.jpg").write_bytes(b"longer")
+    longer = open_source("in").identity
+    assert longer != identity
+    (folder / "in/b.jpg").rename(folder / "in/c.jpg")
+    assert len({identity, longer, open_source("in").identity}) == 3
+
+
+def test_a_pipe_among_the_images_is_listed_not_opened(folder: Path) -> None:
+    os.mkfifo(folder / "in/cam.jpg")
+    assert "in/cam.jpg" in names("in")

@@ -15,7 +15,7 @@ from mixsiam_hub.backends.choose import present_backends
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.files import ANSWERS_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.known_answers import check_fingerprint, check_preprocessing, replay, verify_folder
+from mixsiam_hub.model.known_answers import check_fingerprint, check_preprocessing, verify, verify_folder
 from mixsiam_hub.untrusted import read_json
 
 
@@ -39,9 +39,9 @@ def edited(model_folder: Path, tmp_path: Path) -> Callable[[str, Callable[[Any],
 def test_exported_folder_verifies_on_every_backend(kind: str, request: pytest.FixtureRequest) -> None:
     verified = verify_folder(request.getfixturevalue(kind))
     assert verified.files == len(verified.folder.manifest.files)
-    assert {answer.backend for answer in verified.answers} == set(present_backends())
-    assert min(answer.cosine for answer in verified.answers) > 0.9999
-    assert max(answer.max_rel_error for answer in verified.answers) < 0.01
+    assert {check.backend for check in verified.vectors} == set(present_backends())
+    assert all(check.holds for check in verified.vectors)
+    assert min(check.min_cosine for check in verified.vectors) > 0.9999
 
 
 def test_changed_file_fails(model_folder: Path, tmp_path: Path) -> None:
@@ -58,8 +58,10 @@ def test_wrong_answer_is_listed_with_its_cosine(edited: Any) -> None:
 
     folder = edited(ANSWERS_FILE, turn)
     name = read_json(folder.path / ANSWERS_FILE)["files"][1]["file"]
-    with pytest.raises(ModelError, match=rf"{name} on onnx -1\.0"):
-        replay(folder, ["onnx"])
+    with pytest.raises(
+        ModelError, match=rf"model\.onnx by onnx: cosine 0\.8\d+ on average and -1\.0+ at worst, on {name}"
+    ):
+        verify(folder)
 
 
 def test_vector_of_zeros_has_no_cosine_and_fails(edited: Any) -> None:
@@ -67,13 +69,15 @@ def test_vector_of_zeros_has_no_cosine_and_fails(edited: Any) -> None:
         raw["files"][0]["vector"] = [0.0] * len(raw["files"][0]["vector"])
 
     with pytest.raises(ModelError, match="nan"):
-        replay(edited(ANSWERS_FILE, zero), ["onnx"])
+        verify(edited(ANSWERS_FILE, zero))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda raw: raw.pop("min_cosine"),
+        lambda raw: raw.update(min_cosine=-float("inf")),
+        lambda raw: raw.update(min_cosine=0.9),
         lambda raw: raw.update(files=[]),
         lambda raw: raw["files"][0].update(vector=[1.0]),
         lambda raw: raw.update(format_version=2),
@@ -81,7 +85,7 @@ def test_vector_of_zeros_has_no_cosine_and_fails(edited: Any) -> None:
 )
 def test_malformed_answers_are_refused(edited: Any, change: Any) -> None:
     with pytest.raises(ModelError, match=r"vectors\.json"):
-        replay(edited(ANSWERS_FILE, change), ["onnx"])
+        verify(edited(ANSWERS_FILE, change))
 
 
 @pytest.mark.parametrize(
