@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mixsiam_hub.errors import ArgumentError, ModelError
+from mixsiam_hub.untrusted import one_line
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of one source.
+    """The names of one source, without what wraps its network.
 
     Attributes:
         prefix: Stands before the backbone's own names.
@@ -23,8 +24,8 @@ class Layout:
 
 
 LAYOUTS = {
-    # The authors' code, trained with DistributedDataParallel: the projector takes the place of fc.
-    "simsiam": Layout("module.encoder.", re.compile(r"module\.(encoder\.fc\.[013467]|predictor\.[013])")),
+    # The authors' code: the projector takes the place of fc.
+    "simsiam": Layout("encoder.", re.compile(r"encoder\.fc\.[013467]|predictor\.[013]")),
     # The names of its tutorials and, for the classifier, of its benchmarks.
     "lightly": Layout(
         "backbone.",
@@ -44,25 +45,34 @@ _WHOLE_LAYERS = {_LINEAR, _LINEAR | {"bias"}, _STATISTICS, _STATISTICS | {"weigh
 """The tensors of a linear layer, and of a BatchNorm, each with and without what it may lack."""
 
 
+def layout_of(source: str) -> Layout:
+    """Returns the names of a source.
+
+    Raises:
+        ArgumentError: It is unknown.
+    """
+    if source not in LAYOUTS:
+        raise ArgumentError(f"source is {source!r}; allowed are {', '.join(LAYOUTS)}")
+    return LAYOUTS[source]
+
+
 def split(names: Iterable[str], source: str, where: str) -> tuple[dict[str, str], list[str]]:
-    """Tells a checkpoint's backbone from its heads; every name must be of one or the other.
+    """Tells a network's backbone from its heads; every name must be of one or the other.
 
     Args:
-        names: Of all tensors in the checkpoint.
+        names: Of all tensors, unwrapped.
         source: A key of LAYOUTS.
         where: What to call the checkpoint in errors.
 
     Returns:
-        The backbone's own names -> the names in the checkpoint, not yet compared with what such a network has; and the
-        sorted names of the heads' tensors.
+        The backbone's own names -> the given ones, not yet compared with what such a network has; and the sorted names
+        of the heads' tensors.
 
     Raises:
         ArgumentError: The source is unknown.
         ModelError: A name is neither, comes twice, or is of a layer that is no whole linear layer or BatchNorm.
     """
-    if source not in LAYOUTS:
-        raise ArgumentError(f"source is {source!r}; allowed are {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[source]
+    layout = layout_of(source)
     heads: dict[str, set[str]] = {}
     backbone: dict[str, str] = {}
     unknown = []
@@ -116,5 +126,5 @@ def _own_name(name: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
+    shown = ", ".join(one_line(name, 80) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

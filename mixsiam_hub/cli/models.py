@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mixsiam_hub.cli.group import PATH, extra, main
+from mixsiam_hub.cli.group import PATH, extra, main, printable
 
 
 @main.command()
@@ -93,7 +93,8 @@ def import_(
         from mixsiam_hub.export.importers import import_encoder
     check_request(folder, license_id)
     encoder = import_encoder(checkpoint, source, Given(**preprocessing), base_model)
-    click.echo(f"dropped, as heads of {source}: {', '.join(encoder.provenance['dropped']) or 'nothing'}")
+    click.echo(printable(f"unwrapped: {'; '.join(encoder.provenance['unwrapped']) or 'nothing'}"))
+    click.echo(printable(f"dropped, as heads of {source}: {', '.join(encoder.provenance['dropped']) or 'nothing'}"))
     manifest = export_folder(encoder, folder, license_id)
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")
 
