@@ -23,6 +23,7 @@ from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import ModelError, OutputError
 from mixsiam_hub.export import bundle, parity
 from mixsiam_hub.export.bundle import export_folder
+from mixsiam_hub.export.variants import Calibration
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
@@ -211,3 +212,26 @@ def test_the_known_vectors_are_the_networks_own_to_the_last_bit(
     pixels = [preprocess(load_image(model_folder / "known_answers" / entry["file"]), pre) for entry in entries]
     expected = parity.run(trained_encoder.backbone, np.stack(pixels))[0]
     assert np.array_equal(np.array([entry["vector"] for entry in entries], np.float32), expected)
+
+
+def test_int8_that_fails_on_the_known_answers_alone_is_refused_unless_forced(
+    trained_encoder: TrainedEncoder, tmp_path: Path
+) -> None:
+    black = np.zeros((200, 32, 32, 3), np.uint8)
+    blank = Calibration("black", black, black)  # On these themselves the graph is close.
+    with pytest.raises(
+        ModelError, match=r"model_quantized\.onnx by onnx: cosine .* at least 0\.995 and 0\.97 are needed"
+    ):
+        export_folder(trained_encoder, tmp_path / "model", "MIT", calibration=blank)
+    assert not (tmp_path / "model").exists()
+
+    manifest = export_folder(trained_encoder, tmp_path / "model", "MIT", calibration=blank, force=True)
+    assert manifest.parity is not None
+    assert {name: variant.forced for name, variant in manifest.parity.variants.items()} == {"fp16": False, "int8": True}
+    assert manifest.parity.variants["int8"].fidelity.min_cosine > 0.97
+    with pytest.raises(ModelError, match="forced at export"):
+        verify_folder(tmp_path / "model")
+    forced = [
+        check.precision for check in verify_folder(tmp_path / "model", accept_forced=True).vectors if check.forced
+    ]
+    assert forced == ["int8"]
