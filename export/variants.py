@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,18 +31,18 @@ MIN_CALIBRATION, MAX_CALIBRATION = 200, 512
 MIN_MEASURED, MAX_MEASURED = 100, 2000
 
 _BATCH_SIZE = 16
-Pixels = Sequence[NDArray[np.uint8]]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Real images, preprocessed up to normalisation: (S, S, 3) uint8 each, in random order.
+    """Real images, preprocessed up to normalisation, in random order.
 
     Attributes:
         data: Name of the data set, without the machine's folders.
-        images: Those that set int8's ranges; none of them, no int8 graph.
-        measured: Those that the graphs are compared on.
-        labels: (len(measured),) int64 classes, or None.
+        images: (N, S, S, 3) uint8, those that set int8's ranges; where N is 0, there is no int8 graph.
+        measured: (M, S, S, 3) uint8, those that the graphs are compared on.
+        labels: (M,) int64 classes, or None.
         held_out: `measured` are others than `images`.
     """
 
@@ -130,7 +130,8 @@ def write_variants(
 
 
 def _drawn(pre: Preprocessing) -> Calibration:
-    return Calibration("drawn samples", (), [resize_and_crop(image, pre) for image in draw_samples().values()])
+    pixels = np.stack([resize_and_crop(image, pre) for image in draw_samples().values()])
+    return Calibration("drawn samples", pixels[:0], pixels)
 
 
 def _write_graphs(full: Path, into: Path, pre: Preprocessing, images: Calibration) -> dict[str, Path]:
@@ -145,7 +146,7 @@ def _write_graphs(full: Path, into: Path, pre: Preprocessing, images: Calibratio
 def _batches(pixels: Pixels, pre: Preprocessing, what: str) -> Iterator[Floats]:
     with tqdm(total=len(pixels), desc=what, unit="image", disable=None, leave=False) as bar:
         for start in range(0, len(pixels), _BATCH_SIZE):
-            batch = normalise(np.stack(pixels[start : start + _BATCH_SIZE]), pre)
+            batch = normalise(pixels[start : start + _BATCH_SIZE], pre)
             yield batch
             bar.update(len(batch))
 

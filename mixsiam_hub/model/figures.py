@@ -181,7 +181,8 @@ class Variant:
     def to_json(self) -> dict[str, Any]:
         """Returns it as `from_json` reads it."""
         flat = _to_json(self)
-        return flat | flat.pop("fidelity")
+        fidelity: dict[str, Any] = flat.pop("fidelity")
+        return flat | fidelity
 
     @classmethod
     def from_json(cls, raw: object, source: str, error: type[MixsiamError] = ModelError) -> Variant:

@@ -53,8 +53,8 @@ def written(
 @pytest.fixture
 def blank() -> Calibration:
     """Black images, which tell the calibrator nothing of the ranges that real ones need."""
-    black = [np.zeros((32, 32, 3), np.uint8)] * 200
-    return Calibration("black", black, [resize_and_crop(image, PRE) for image in draw_samples(32).values()])
+    drawn = np.stack([resize_and_crop(image, PRE) for image in draw_samples(32).values()])
+    return Calibration("black", np.zeros((200, 32, 32, 3), np.uint8), drawn)
 
 
 def graph_alone(model_folder: Path, folder: Path) -> Path:

@@ -85,7 +85,7 @@ def test_torch_files_are_imported_inside_functions_only() -> None:
 
 def test_onnxruntime_has_one_place_and_waits_there() -> None:
     found = [i for i in _of("mixsiam_hub") if _is(i.module, "onnxruntime")]
-    assert {i.file for i in found} == {"mixsiam_hub/backends/onnx.py"}
+    assert {i.file for i in found} == {"mixsiam_hub/backends/graph.py"}
     assert all(i.inside for i in found)
     assert [i for i in _of("training") if _is(i.module, "onnxruntime")] == []
 
