@@ -42,8 +42,8 @@ error. timm, AutoModel, sentence-transformers and OpenVINO take pictures that ar
 
 {odd}
 
-Where a cell is not what you need, give the loader upright RGB: `mixsiam_hub.images.load_image(path)` makes it of any
-file, and so does `open_rgb` of `examples/python/embed.py`, without this package.
+Where a cell is not what you need, give the loader upright RGB: `load_image(path)` of `mixsiam_hub.images.load` makes it
+of any file, and so does `open_rgb` of `examples/python/embed.py`, without this package.
 """
 
 

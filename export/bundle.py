@@ -21,7 +21,7 @@ from mixsiam_hub.export.preprocess_graph import preprocess_graph
 from mixsiam_hub.export.sentence_files import sentence_transformers_files
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
 from mixsiam_hub.export.variants import Calibration, write_variants
-from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_weights
+from mixsiam_hub.export.weights import backbone_fingerprint, round_convolutions, tensor_spans, write_weights
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import Variant
@@ -45,7 +45,6 @@ from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.model.known_answers import replay_vectors, verify_folder
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.model.processors import fastembed_json, preprocessor_json, processor_json
-from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.checkpoint import TrainedEncoder
 from mixsiam_hub.untrusted import sha256_file
 
@@ -150,11 +149,11 @@ def _write_manifest(
     variants: dict[str, Variant],
     force: bool,
 ) -> Manifest:
-    """Measures the folder's parity with the network in memory, and writes mixsiam.json and the card."""
+    """Compares the folder with the network in memory, and writes mixsiam.json and the card with what was measured."""
     config = encoder.config
     manifest = Manifest(
         license=license_id,
-        fingerprint=fingerprint({k: v.numpy() for k, v in encoder.backbone.state_dict().items()}, config),
+        fingerprint=backbone_fingerprint(encoder.backbone, config),
         config_digest=config.digest,
         card_sha256="",
         files={path.relative_to(folder).as_posix(): sha256_file(path) for path in _files(folder)},

@@ -62,7 +62,7 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
             the package.
         config: The encoder's.
         manifest: Complete, figures included.
-        pictures_at: What stands before the pictures' names in links, where the card lies elsewhere than they.
+        pictures_at: Put before the pictures' names in links, for a card that is not in the same folder as they are.
     """
     title = name or "The built-in encoder of mixsiam-hub"
     is_compact = manifest.weights == "fp16"

@@ -1,4 +1,4 @@
-"""How much of an encoder's vectors is left in those of another form of it: cosines, neighbours, kNN."""
+"""How close the vectors of a smaller graph are to those of the full one: cosines, nearest neighbours, kNN accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Labels = NDArray[np.int64]
 
 
 def compare(full: Floats, small: Floats, labels: Labels | None) -> Fidelity:
-    """Measures how far vectors are from those that they stand for.
+    """Compares a smaller graph's vectors with the full one's.
 
     Args:
         full: (N, D) float32, N at least 2.

@@ -69,7 +69,7 @@ def choose_config(architecture: str, source: str, given: Given, timm_folder: Pat
 
 
 def _hint(source: str) -> str:
-    """Says how a source's own word could be had instead."""
+    """Returns what to give in place of the options, for sources that state the preprocessing themselves."""
     return {
         "torchvision": " (or, for weights that torchvision publishes, only --weights NAME)",
         "timm": f" (or give timm's folder, with {CONFIG_FILE}, in place of the file)",

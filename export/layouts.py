@@ -90,10 +90,10 @@ def split(names: Iterable[str], source: str, where: str) -> tuple[dict[str, str]
 
 
 def refuse_unknown(names: Iterable[str], source: str, where: str) -> None:
-    """Raises if there are any names.
+    """Refuses tensors that are neither of the backbone nor of a known head.
 
     Raises:
-        ModelError: There are.
+        ModelError: There are any names.
     """
     unknown = sorted(names)
     if not unknown:
@@ -106,10 +106,10 @@ def refuse_unknown(names: Iterable[str], source: str, where: str) -> None:
 
 
 def refuse_missing(names: Iterable[str], source: str, where: str) -> None:
-    """Raises if there are any names.
+    """Refuses a backbone that lacks tensors.
 
     Raises:
-        ModelError: There are.
+        ModelError: There are any names.
     """
     missing = sorted(names)
     if missing:

@@ -1,4 +1,4 @@
-"""What must hold before a folder may be called exported: every runtime gives the vectors of the network in memory."""
+"""The check of every export: each runtime must give, from the written folder, the vectors of the network in memory."""
 
 from __future__ import annotations
 

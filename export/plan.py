@@ -48,9 +48,9 @@ class Remote:
 
     Attributes:
         commit: That the push builds on; None without a repository.
-        is_private: Whether strangers cannot see it.
+        is_private: Whether the repository is private.
         files: Path -> hash, as in LocalFile one of the two.
-        listed: What its own mixsiam.json lists.
+        listed: The files that the mixsiam.json there lists.
         heads: Ref -> commit, of branches (as in `main`) and pull requests (as in `refs/pr/1`).
         tags: Tag -> commit.
     """
@@ -65,7 +65,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """A verified folder, and what its push would do.
+    """A folder whose files were checked, and what its push would do.
 
     Attributes:
         folder: The folder.
@@ -98,7 +98,7 @@ class PushPlan:
 
     @property
     def obsolete(self) -> tuple[str, ...]:
-        """Files of the model that is there and not of this one: some runtime would load them beside the new ones."""
+        """Files of the model on the Hub that this one lacks: a runtime might load them with the others."""
         here = {file.name for file in self.files}
         return tuple(sorted((self.remote.listed & self.remote.files.keys()) - here))
 
@@ -146,7 +146,7 @@ class PushPlan:
 
 
 def model_files(folder: ModelFolder) -> list[str]:
-    """Returns the names of a model's files: what mixsiam.json lists, the two JSON files that say how; not the card."""
+    """Returns the names of a model's files: what mixsiam.json lists, config.json and mixsiam.json; not the card."""
     return sorted({CONFIG_FILE, MANIFEST_FILE, *folder.manifest.files})
 
 

@@ -171,7 +171,7 @@ def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozense
 
 
 def _card(folder: ModelFolder, repo: str) -> str:
-    """Returns README.md: rendered anew under the repository's name; as it is where somebody edited it."""
+    """Returns README.md: written anew under the repository's name, unless its text was edited since the export."""
     path = folder.path / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not text or _is_as_rendered(text, folder):
@@ -180,10 +180,10 @@ def _card(folder: ModelFolder, repo: str) -> str:
 
 
 def _check_card(path: Path, text: str) -> None:
-    """Has the Hub read a card's metadata.
+    """Has the Hub check a card's metadata.
 
     Raises:
-        HubError: It does not take them.
+        HubError: The Hub does not accept them.
     """
     try:
         card = ModelCard(text)
@@ -196,11 +196,11 @@ def _check_card(path: Path, text: str) -> None:
 
 
 def _is_as_rendered(text: str, folder: ModelFolder) -> bool:
-    """Tells whether nobody edited a card: it is the export's, or, in a folder that came from the Hub, its push's."""
+    """Tells whether a card is still as it was written, by the export or by the push of a folder that is on the Hub."""
     if hashlib.sha256(text.encode()).hexdigest() == folder.manifest.card_sha256:
         return True
-    title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    return title is not None and text == render_card(title[1], folder.config, folder.manifest)
+    named = re.search(r'ImageEncoder\.from_pretrained\("(.+)"\)', text)
+    return named is not None and text == render_card(named[1], folder.config, folder.manifest)
 
 
 def _check_place(plan: PushPlan) -> None:
@@ -233,7 +233,7 @@ def _prepared(plan: PushPlan) -> PushPlan:
         _persistently(lambda: api.create_repo(repo, private=plan.private or None, exist_ok=True))
         made = _persistently(lambda: _look(repo, MAIN))
         if made.files.keys() - {".gitattributes"}:
-            raise HubError(f"{repo} was made by somebody else meanwhile; nothing was pushed, look at it and push again")
+            raise HubError(f"{repo} was made by somebody else since the plan; nothing was pushed, look at it first")
         plan = replace(plan, remote=made)
         _check_place(plan)
     if plan.branch not in plan.remote.heads:
@@ -260,7 +260,7 @@ def _commit(plan: PushPlan, message: str) -> Pushed:
             parent_commit=plan.remote.commit,
         )
     except Exception as error:  # The client's transport errors have no root of their own.
-        # A commit whose answer is late shows as a second writer: the next try finds its parent outdated.
+        # Where only the answer was lost, the client's next try fails by 412: the branch has moved, by this very commit.
         is_outdated = isinstance(error, client_errors.HfHubHTTPError) and error.response.status_code == 412
         arrived = _arrived(plan) if is_outdated or connection_was_lost(error) else None
         if arrived is None:
@@ -274,10 +274,10 @@ def _payload(file: LocalFile) -> str | bytes:
 
 
 def _arrived(plan: PushPlan) -> Pushed | None:
-    """Finds the commit of a push whose answer was lost, by its content; None where it did not arrive.
+    """Finds the commit of a push whose answer was lost, by its content; None where the Hub did not get it.
 
     Raises:
-        HubError: It cannot be seen.
+        HubError: The Hub cannot be asked.
     """
     try:
         now = _persistently(lambda: _look(plan.repo, plan.branch))
@@ -290,7 +290,7 @@ def _arrived(plan: PushPlan) -> Pushed | None:
     except Exception as error:
         failed = f"{plan.repo}: the connection was lost, and whether the commit arrived cannot be seen"
         advice = "then push again: what is there already makes no second commit"
-        # From nothing: it must not look like a lost connection itself, after which the commit is tried again.
+        # `from None`: with its cause it would pass for a lost connection, and the commit would be tried again.
         raise HubError(f"{hub_error(error, failed)}; {advice}") from None
     return None
 
@@ -358,7 +358,7 @@ def _tag(repo: str, tag: str, commit: str) -> None:
     _persistently(lambda: HfApi().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
     refs = _persistently(lambda: HfApi().list_repo_refs(repo))
     if {ref.name: ref.target_commit for ref in refs.tags}.get(tag) != commit:
-        raise HubError(f"{repo}: somebody else made the tag {tag} meanwhile, for another commit; choose another")
+        raise HubError(f"{repo}: somebody else made the tag {tag} for another commit; choose another")
 
 
 def _persistently(action: Callable[[], _Result]) -> _Result:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.card import EXPORTED_FROM
+from mixsiam_hub.export.weights import backbone_fingerprint
 from mixsiam_hub.model.files import CONFIG_FILE, REPORT_PICTURE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
@@ -28,7 +29,7 @@ def open_encoder(source: str) -> TrainedEncoder:
     """
     path = Path(source)
     if (path / RECIPE_FILE).is_file():
-        return _evaluated_as_it_is(load_encoder(path), path)
+        return _with_own_evaluations(load_encoder(path), path)
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
         raise ModelError(
             f"{path} is no run folder, which has {RECIPE_FILE}, and no model folder, which has {CONFIG_FILE}"
@@ -42,16 +43,23 @@ def open_encoder(source: str) -> TrainedEncoder:
     return replace(encoder, provenance=encoder.provenance | {EXPORTED_FROM: sources})
 
 
-def _evaluated_as_it_is(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:
-    """Returns a run's encoder after a look whether its report.json is of the step that it stands at."""
+def _with_own_evaluations(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:
+    """Returns a run's encoder with the evaluations in its report that are of itself, as it is now.
+
+    Raises:
+        DataError: There are evaluations, and all are of other encoders or of an earlier step.
+    """
+    own = backbone_fingerprint(encoder.backbone, encoder.config)
     steps = encoder.provenance["steps"]
-    for entry in encoder.evaluations:
-        if entry.steps not in (None, steps):
-            raise DataError(
-                f"{run / REPORT_FILE}: the figures for {entry.test} are of step {entry.steps}, the run is at "
-                f"{steps} by now; evaluate it again, or remove the file to export without figures"
-            )
-    return encoder
+    kept = tuple(e for e in encoder.evaluations if e.fingerprint == own and e.steps in (None, steps))
+    if kept == encoder.evaluations:
+        return encoder
+    if not kept:
+        raise DataError(
+            f"{run / REPORT_FILE}: its figures are of step {encoder.evaluations[-1].steps} or of another encoder, the "
+            f"run is at {steps}; evaluate it again, or remove the file to export without figures"
+        )
+    return replace(encoder, evaluations=kept, report=None)  # The picture shows the others too.
 
 
 def folder_encoder(folder: ModelFolder) -> TrainedEncoder:

@@ -45,7 +45,7 @@ def full_graph(backbone: Backbone, input_px: int) -> onnx.ModelProto:
 def compact_graph(backbone: Backbone, input_px: int, spans: Mapping[str, Span]) -> onnx.ModelProto:
     """Exports the same graph without weights: they are external data, read from model.safetensors beside it.
 
-    BatchNorm stays unfolded, since the folded weights are nobody's tensors in that file. onnxruntime folds the casts
+    BatchNorm stays unfolded, since model.safetensors holds the unfolded weights alone. onnxruntime folds the casts
     and BatchNorm when it opens a session, so that inference costs the same.
 
     Args:

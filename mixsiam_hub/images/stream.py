@@ -53,7 +53,7 @@ def as_iterable(images: ImageSource | Item | Iterable[ImageSource | Item]) -> It
     one = isinstance(images, Item | str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping)
     if one or hasattr(images, "read") or hasattr(images, "read_bytes") or not isinstance(images, Iterable):
         return [cast(ImageSource, images)]
-    return images
+    return cast("Iterable[ImageSource | Item]", images)
 
 
 def decode_batches(

@@ -134,14 +134,14 @@ def evaluations_from_json(raw: object, source: str, error: type[MixsiamError] = 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How much of an encoder's vectors is left in those of another form of it.
+    """How close the vectors of a smaller graph are to the encoder's own.
 
     Attributes:
         images: Compared.
         mean_cosine: Of the two vectors of an image.
         min_cosine: The smallest.
         neighbour_agreement: Share of images whose nearest other image is the same one.
-        knn20: Accuracy of the other form in [0, 1], each half of the images classified by the other; None, as the
+        knn20: Accuracy of the smaller graph in [0, 1], each half of the images classified by the other; None, as the
             following two, for images without classes.
         knn20_fp32: Likewise of the encoder itself.
         knn20_change_points: 100 * (knn20 - knn20_fp32).

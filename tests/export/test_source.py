@@ -13,11 +13,12 @@ pytest.importorskip("onnxscript", reason="needs the extra export")
 
 from PIL import Image
 
-from mixsiam_hub.errors import ModelError
+from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export import source
 from mixsiam_hub.export.bundle import export_folder
 from mixsiam_hub.export.card import ROUNDING
 from mixsiam_hub.export.source import open_encoder
+from mixsiam_hub.export.weights import backbone_fingerprint
 from mixsiam_hub.model.figures import Accuracy, Evaluation
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.manifest import Manifest
@@ -65,6 +66,27 @@ def test_the_provenance_names_the_repository_that_it_came_from_and_those_before(
     folder = replace(folder, manifest=manifest, revision=commits[1])
     expected = [f"lab/first@{commits[0]}", f"lab/second@{commits[1]}"]
     assert open_encoder("lab/second").provenance["exported_from"] == expected
+
+
+def test_only_a_runs_own_figures_are_exported(
+    trained_encoder: TrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = backbone_fingerprint(trained_encoder.backbone, trained_encoder.config)
+    theirs = Evaluation("a", "b", 9, 8, 2, "fp32", 3.5, {}, True, "mixsiam evaluate", "0" * 64, steps=7)
+    mine = replace(theirs, fingerprint=own, test="c", steps=30)
+    (tmp_path / "recipe.toml").touch()
+    for evaluations, expected in (((), ()), ((mine,), (mine,)), ((theirs, mine), (mine,))):
+        run = replace(trained_encoder, evaluations=evaluations, report=tmp_path / "report.png")
+        monkeypatch.setattr(source, "load_encoder", lambda path, run=run: run)
+        found = open_encoder(str(tmp_path))
+        assert found.evaluations == expected
+        assert (found.report is None) is (theirs in evaluations)
+    run = replace(trained_encoder, evaluations=(theirs,))
+    monkeypatch.setattr(source, "load_encoder", lambda path: run)
+    with pytest.raises(
+        DataError, match=r"report\.json: its figures are of step 7 or of another encoder, the run is at 30"
+    ):
+        open_encoder(str(tmp_path))
 
 
 def test_what_is_neither_run_nor_folder_is_refused(tmp_path: Path, compact_folder: Path) -> None:

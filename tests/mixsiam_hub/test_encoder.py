@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from mixsiam_hub import ImageEncoder, ImageError
 from mixsiam_hub.backends import onnx as onnx_backend
@@ -50,6 +50,14 @@ def test_every_kind_of_source_gives_the_same_vector_in_its_place(
     rows = [0, 1, 0, 0, 0, 0, 0, 1]
     np.testing.assert_allclose(vectors, np.asarray(expected)[rows], atol=1e-5)
     assert _cosines(expected[:1], expected[1:])[0] < 0.999  # Else the order would not be tested.
+
+
+def test_each_frame_of_an_animation_gives_its_own_vector(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:
+    frames = [picture.resize((64, 48)) for picture in pictures[:12]]
+    file = io.BytesIO()
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    vectors = encoder.embed(ImageSequence.Iterator(Image.open(file)), batch_size=4)
+    np.testing.assert_allclose(vectors, encoder.embed(frames), atol=1e-5)
 
 
 def test_one_image_gives_one_row_and_none_gives_none(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:
