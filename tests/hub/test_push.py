@@ -98,7 +98,7 @@ def test_a_push_imports_no_torch(hub: LocalHub, compact_folder: Path, tmp_path: 
 def test_a_folder_that_does_not_give_its_known_answers_is_not_pushed(
     hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(folder: ModelFolder, _: object) -> Verified:
+    def refuse(folder: ModelFolder, *_: object, **__: object) -> Verified:
         raise ModelError(f"{folder.path}: known answers below a cosine of 0.9999")
 
     monkeypatch.setattr(pushing, "verify", refuse)
