@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mixsiam_hub import __version__
+from mixsiam_hub.backends.choose import BACKENDS, DEVICES, PRECISIONS
 from mixsiam_hub.errors import MixsiamError, missing_extra
 
 if TYPE_CHECKING:
@@ -106,12 +107,11 @@ def encoder_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         command(encoder=EncoderOptions(model, backend, device, precision, threads), **others)
 
-    # The library says which words there are: to ask it here would import numpy for --help.
     options = (
         click.option("--model", help=_MODEL_HELP),
-        click.option("--backend", default="auto", show_default=True, help="onnx, torch or auto."),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, mps or auto."),
-        click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16 or int8."),
+        click.option("--backend", default="auto", show_default=True, help=", ".join(BACKENDS)),
+        click.option("--device", default="auto", show_default=True, help=", ".join(DEVICES)),
+        click.option("--precision", default="fp32", show_default=True, help=", ".join(PRECISIONS)),
         click.option("--threads", type=click.IntRange(1), help="Default: the CPUs this process may use."),
     )
     for option in reversed(options):

@@ -59,6 +59,8 @@ class ModelFolder:
             raise ModelError(f"{one_line(path)} is no folder; give a model folder, as written by `mixsiam export`")
         path = Path(path).absolute()  # Its files are opened later too, when the process may be in another folder.
         if not os.path.exists(path / MANIFEST_FILE):
+            if not (fetch or os.path.exists(path / CONFIG_FILE)):
+                raise ModelError(f"{path} is no model folder: it has neither {MANIFEST_FILE} nor {CONFIG_FILE}")
             return cls(path, *read_plain(path, fetch or path.joinpath), revision, fetch, is_plain=True)
         manifest = Manifest.from_json(read_json(path / MANIFEST_FILE), str(path / MANIFEST_FILE))
         config_file = fetch(CONFIG_FILE) if fetch else path / CONFIG_FILE
