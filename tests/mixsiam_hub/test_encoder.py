@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from mixsiam_hub import ImageEncoder, ImageError
-from mixsiam_hub.backends import onnx as onnx_backend
+from mixsiam_hub.backends import graph
 from mixsiam_hub.encoder import _unit_length
 from mixsiam_hub.errors import ArgumentError
 from mixsiam_hub.images.samples import draw_samples
@@ -244,13 +244,13 @@ def test_many_threads_share_one_session(
     model_folder: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    original = onnx_backend._open_session
+    original = graph._open_session
 
     def counting(*arguments: Any) -> Any:
         opened.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(onnx_backend, "_open_session", counting)
+    monkeypatch.setattr(graph, "_open_session", counting)
     encoder = ImageEncoder.from_pretrained(model_folder, backend="onnx", threads=1)
     assert len(opened) == 1
     expected = encoder.embed(pictures)
