@@ -94,7 +94,7 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
         sheet_count=SHEET_COUNT,
         report=pictures.get(REPORT_PICTURE),
         record=record,
-        loaders=table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record)),
+        loaders=table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record), cell=str),
         variants=variants,
         variant_table=table(_VARIANT_HEAD, _variant_rows(variants)),
         variant_notes="\n".join(_variant_notes(variants)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mixsiam_hub.untrusted import one_line
 
@@ -29,8 +29,8 @@ def code(value: object) -> str:
     return f"`{line or ' '}`"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; every cell is taken as `text`."""
-    lines = [[text(cell) for cell in row] for row in (head, *rows)]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], cell: Callable[[str], str] = text) -> str:
+    """Returns a table; every cell is taken as `text`, or by `str` as it is, where all cells are Markdown of our own."""
+    lines = [[cell(value) for value in row] for row in (head, *rows)]
     lines.insert(1, ["---" for _ in head])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
