@@ -22,12 +22,12 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
     """Pretrain an encoder as RECIPE says: a TOML file, or the name of a shipped one, such as digits or folder."""
     with extra("train"):
         from mixsiam_hub.training import loop
-        from mixsiam_hub.training import preview as sheet
+        from mixsiam_hub.training.preview import preview as draw_preview
         from mixsiam_hub.training.recipe import load_recipe
     _log_to_stderr()
     chosen = load_recipe(recipe, [*overrides, *([f"data={_toml_string(data)}"] if data else [])])
     if preview:
-        click.echo(f"{sheet.preview(chosen, Path('preview.png'))}: views and mixtures of eight images")
+        click.echo(f"{draw_preview(chosen, Path('preview.png'))}: views and mixtures of eight images")
         return
     outcome = loop.train(chosen, resume=resume)
     click.echo(f"{outcome.run}: {outcome.verdict}{'' if outcome.finished else ', stopped early'}")
