@@ -214,6 +214,7 @@ def test_the_known_vectors_are_the_networks_own_to_the_last_bit(
     assert np.array_equal(np.array([entry["vector"] for entry in entries], np.float32), expected)
 
 
+@pytest.mark.slow
 def test_int8_that_fails_on_the_known_answers_alone_is_refused_unless_forced(
     trained_encoder: TrainedEncoder, tmp_path: Path
 ) -> None:

@@ -100,7 +100,7 @@ class Stop(Exception):
     """Stands in for a crash."""
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+@pytest.mark.parametrize("stop_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 6))])
 def test_resume_equals_the_uninterrupted_run(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
