@@ -70,6 +70,7 @@ def test_from_images_to_neighbours(run: Path, tmp_path: Path) -> None:
     assert "torch" in mixsiam("verify", folder).output
 
 
+@pytest.mark.slow
 def test_a_folder_is_exported_again_with_an_int8_graph(model_folder: Path, tmp_path: Path) -> None:
     given = ["--license", "MIT", "--calibration", "digits"]
     told = mixsiam("export", model_folder, tmp_path / "again", *given, "--force").output

@@ -390,6 +390,7 @@ def test_a_timm_folder_of_another_network_is_refused(changed: dict[str, Any], me
         import_encoder(tmp_path, "timm", Given())
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_verified_folder_and_shows_what_it_dropped(tmp_path: Path) -> None:
     theirs = torchvision_file(tmp_path)
     folder = tmp_path / "imported"

@@ -26,6 +26,7 @@ from mixsiam_hub.training.checkpoint import TrainedEncoder
 from mixsiam_hub.untrusted import read_json
 
 
+@pytest.mark.slow
 def test_a_compact_folder_in_its_full_form_is_the_same_encoder(compact_folder: Path, tmp_path: Path) -> None:
     again = export_folder(open_encoder(str(compact_folder)), tmp_path / "full", "MIT")
     before = Manifest.from_json(read_json(compact_folder / "mixsiam.json"))
@@ -41,6 +42,7 @@ def test_rounding_is_told_as_it_was_first_measured(compact_folder: Path, tmp_pat
     assert again.training[ROUNDING] == first
 
 
+@pytest.mark.slow
 def test_the_evaluation_and_its_picture_go_along(trained_encoder: TrainedEncoder, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "drawn.png")
     scores = Accuracy(0.5, 0.4, 0.6)
