@@ -7,8 +7,6 @@ no second one.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,17 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub import errors as client_errors
 
 from mixsiam_hub import __version__
 from mixsiam_hub.errors import ArgumentError, HubError, ModelError
-from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
+from mixsiam_hub.export.push_card import card_for, check_card
+from mixsiam_hub.model.checks import check_files
 from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error, unless_secret
-from mixsiam_hub.model.known_answers import check_files, verify
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.untrusted import read_json, sha256_file
 
@@ -92,12 +90,12 @@ def plan_push(
     with _explained(f"{repo}: the push could not be planned"):
         _persistently(HfApi().whoami)
         remote = _persistently(lambda: _look(repo, revision or MAIN))
-        text = _card(checked, repo)
+        text = card_for(checked, repo)
         card = LocalFile.of(CARD_FILE, text.encode())
         is_new_card = not card.is_in(remote.files)
         keeps_card = is_new_card and CARD_FILE in remote.files and not overwrite_card
         if is_new_card and not keeps_card:
-            _check_card(checked.path / CARD_FILE, text)
+            _persistently(lambda: check_card(checked.path / CARD_FILE, text))
         files = [LocalFile.of(name, checked.path / name) for name in model_files(checked)]
         files += [] if keeps_card else [card]
     left_out = other_files(checked, [CARD_FILE, *(file.name for file in files)])
@@ -121,7 +119,7 @@ def push(plan: PushPlan, message: str | None = None) -> Pushed:
         ModelError: The folder does not give its known answers; nothing was pushed.
         HubError: The push failed; the message says whether the commit is there, why, and what to do.
     """
-    verify(plan.folder, _BACKENDS, accept_forced=True)
+    _replay(plan.folder)
     with _explained(f"{plan.repo}: nothing was pushed"):
         plan = _prepared(plan)
         done = _persistently(lambda: _commit(plan, message or _message(plan)))
@@ -130,6 +128,17 @@ def push(plan: PushPlan, message: str | None = None) -> Pushed:
         with _explained(f"{plan.repo}@{done.commit} was pushed and checked, but not tagged {plan.tag}"):
             _tag(plan.repo, plan.tag, done.commit)
     return done
+
+
+def _replay(folder: ModelFolder) -> None:
+    """Checks a folder by its known answers.
+
+    Raises:
+        ModelError: It does not give them.
+    """
+    from mixsiam_hub.model.known_answers import verify  # A plan, which should be there at once, needs none of it.
+
+    verify(folder, _BACKENDS, accept_forced=True)
 
 
 # Before
@@ -168,39 +177,6 @@ def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozense
             return frozenset(Manifest.from_json(read_json(path)).files)
         except ModelError:
             return frozenset()
-
-
-def _card(folder: ModelFolder, repo: str) -> str:
-    """Returns README.md: written anew under the repository's name, unless its text was edited since the export."""
-    path = folder.path / CARD_FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if not text or _is_as_rendered(text, folder):
-        text = render_card(repo, folder.config, folder.manifest)
-    return text
-
-
-def _check_card(path: Path, text: str) -> None:
-    """Has the Hub check a card's metadata.
-
-    Raises:
-        HubError: The Hub does not accept them.
-    """
-    try:
-        card = ModelCard(text)
-    except Exception as error:  # YAML's, or the client's for a field that is wrong.
-        raise HubError(f"{path}: its metadata cannot be read: {error}; mend them and push again") from error
-    try:
-        _persistently(card.validate)
-    except ValueError as error:
-        raise HubError(f"{path}: the Hub refuses its metadata: {error}; mend them and push again") from error
-
-
-def _is_as_rendered(text: str, folder: ModelFolder) -> bool:
-    """Tells whether a card is still as it was written, by the export or by the push of a folder that is on the Hub."""
-    if hashlib.sha256(text.encode()).hexdigest() == folder.manifest.card_sha256:
-        return True
-    named = re.search(r'ImageEncoder\.from_pretrained\("(.+)"\)', text)
-    return named is not None and text == render_card(named[1], folder.config, folder.manifest)
 
 
 def _check_place(plan: PushPlan) -> None:
@@ -337,7 +313,7 @@ def _compare(plan: PushPlan, repo: HubRepo) -> None:
     for file in plan.files:
         if sha256_file(repo.fetch(file.name)) != file.sha256:
             raise ModelError(f"{file.name} differs")
-    verify(repo.open(), _BACKENDS, accept_forced=True)
+    _replay(repo.open())
 
 
 def _way_back(plan: PushPlan, done: Pushed) -> str:

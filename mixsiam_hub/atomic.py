@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
     """
     path = Path(path)
     # 40 characters: in UTF-8 a name may be longer in bytes than its place's 255.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         with suppress(FileNotFoundError):
             os.lstat(path)  # Now and not at the rename, of a name too long.

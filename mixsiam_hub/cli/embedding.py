@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,6 @@ def embed(inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size:
     A bad image and a folder that cannot be searched are left out and listed, with the reason, in OUT.errors.jsonl; the
     exit code is then 3.
     """
-    from tqdm import tqdm
-
     from mixsiam_hub.images.sources import open_source
     from mixsiam_hub.vectors.embed import embed_files, errors_path, write_errors
     from mixsiam_hub.vectors.table import vector_writer
@@ -44,9 +43,9 @@ def embed(inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size:
         _check_searched(images)
     with vector_writer(out) as write:
         opened = encoder.open()
-        with tqdm(total=len(images), unit=" images", disable=None) as bar:
+        with _progress_bar(len(images)) as advance:
             vectors, bad = embed_files(
-                opened, images, model=encoder.model, batch_size=batch_size, strict=strict, progress=bar.update
+                opened, images, model=encoder.model, batch_size=batch_size, strict=strict, progress=advance
             )
         write(vectors)
     unread = {**images.unreadable, **bad}
@@ -101,6 +100,18 @@ def demo(folder: Path | None, encoder: EncoderOptions, out: Path, sheet: Path | 
     click.echo(_summary(file, vectors, images, bad))
     if vectors.ids:
         _show([neighbours_within(vectors, 0, 5)], sheet or out / "neighbours.png")
+
+
+@contextmanager
+def _progress_bar(images: int) -> Iterator[Callable[[int], object]]:
+    """Shows how many images are done; without a terminal, and for one image, tqdm's slow import is saved."""
+    if images < 2 or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=images, unit=" images") as bar:
+        yield bar.update
 
 
 def _check_searched(images: ImageSet) -> None:

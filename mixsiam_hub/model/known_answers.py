@@ -22,24 +22,16 @@ from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.model import hub
 from mixsiam_hub.model.bars import BARS, MAX_LEVELS, PixelCheck, VectorCheck
-from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.figures import Variant
+from mixsiam_hub.model.checks import check_files
 from mixsiam_hub.model.files import (
     ANSWERS,
     ANSWERS_FILE,
-    CONFIG_FILE,
-    FASTEMBED_FILE,
-    MANIFEST_FILE,
     PREPROCESS_FILE,
-    PREPROCESSOR_FILE,
-    PROCESSOR_FILE,
     VARIANT_FILES,
     WEIGHTS_FILE,
 )
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.processors import fastembed_json, preprocessor_json
-from mixsiam_hub.model.tensors import fingerprint, read_tensors
-from mixsiam_hub.untrusted import field, number, one_line, one_of, path_inside, quote
+from mixsiam_hub.untrusted import field, number, one_of, path_inside, quote
 from mixsiam_hub.vectors.cosine import row_cosines
 
 MAX_ANSWERS = 100
@@ -107,27 +99,6 @@ def verify(
     return Verified(folder, len(folder.manifest.files), vectors, pixels)
 
 
-def check_files(folder: ModelFolder) -> None:
-    """Checks every file's sha256, the fingerprint, the copies of the preprocessing, and which graphs there are.
-
-    It computes no vector, so it imports neither onnxruntime nor torch.
-
-    Raises:
-        ModelError: Something does not hold, or it is a folder that timm saved; the message says what.
-        HubError: A file of a repository cannot be fetched.
-    """
-    if folder.is_plain:
-        raise ModelError(
-            f"{folder.path} was saved by timm, so it has no known answers to verify it by; to make a folder that has, "
-            f"run: mixsiam import {folder.path} FOLDER --from timm --license ID"
-        )
-    for name in folder.manifest.files:
-        folder.file(name)
-    check_fingerprint(folder)
-    check_preprocessing(folder)
-    check_graphs(folder)
-
-
 def replay_vectors(folder: ModelFolder, backend_names: Collection[str]) -> tuple[VectorCheck, ...]:
     """Embeds the known images on the CPU: by onnx with every graph of the network, by torch with the weights.
 
@@ -156,7 +127,7 @@ def replay_vectors(folder: ModelFolder, backend_names: Collection[str]) -> tuple
         cosines = row_cosines(np.stack(vectors), expected)
         worst = int(np.argmin(cosines))  # A NaN comes first.
         figures = (float(cosines.mean()), float(cosines[worst]), files[worst])
-        record = _record(folder, precision) if precision in VARIANT_FILES else None
+        record = manifest.variant(precision) if precision in VARIANT_FILES else None
         forced = record is not None and record.forced
         checks.append(VectorCheck(file, backend, precision, *figures, BARS[precision], forced))
     return tuple(checks)
@@ -169,72 +140,6 @@ def replay_pixels(folder: ModelFolder) -> PixelCheck:
         ModelError: The graph cannot be run.
     """
     return PixelCheck(PREPROCESS_FILE, PreprocessGraph(folder, available_cpus()).levels_off()[0], MAX_LEVELS)
-
-
-def check_graphs(folder: ModelFolder) -> None:
-    """Compares the graphs of a folder with those that its kind has and its record names: any other would go unchecked.
-
-    Raises:
-        ModelError: A graph is missing, or there is one more.
-    """
-    manifest = folder.manifest
-    expected = {manifest.onnx_file}
-    if not manifest.is_compact:
-        expected.add(PREPROCESS_FILE)
-    for precision, file in VARIANT_FILES.items():
-        if (record := _record(folder, precision)) and not record.left_out:
-            expected.add(file)
-    found = set(manifest.files)
-    if folder.fetch is None:
-        found |= {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*")}
-    found = {name for name in found if name.lower().endswith((".onnx", ".ort"))}
-    if missing := sorted(expected - found):
-        raise ModelError(f"{folder.path} lacks {', '.join(missing)}, which {MANIFEST_FILE} asks for; export it again")
-    if extra := sorted(found - expected):
-        names = one_line(", ".join(extra))
-        raise ModelError(f"{folder.path} has {names}, of which {MANIFEST_FILE} records nothing; remove it")
-
-
-def check_fingerprint(folder: ModelFolder) -> None:
-    """Works the fingerprint out again from the weights and the preprocessing.
-
-    Raises:
-        ModelError: It is not mixsiam.json's, or the weights are no safetensors file.
-    """
-    tensors = read_tensors(folder.read(WEIGHTS_FILE), folder.path / WEIGHTS_FILE)
-    if (got := fingerprint(tensors, folder.config)) != folder.manifest.fingerprint:
-        raise ModelError(
-            f"{folder.path}: the fingerprint of {WEIGHTS_FILE} and {CONFIG_FILE} is {got}, mixsiam.json says "
-            f"{folder.manifest.fingerprint}; export it again"
-        )
-
-
-def check_preprocessing(folder: ModelFolder) -> None:
-    """Compares the copies of the preprocessing that other loaders read with config.json's, which is ours.
-
-    Raises:
-        ModelError: A copy is missing or differs; the message names the field.
-    """
-    copies = {PREPROCESSOR_FILE: preprocessor_json(folder.config), FASTEMBED_FILE: fastembed_json(folder.config)}
-    if FASTEMBED_FILE not in folder.manifest.files:
-        del copies[FASTEMBED_FILE]  # A compact folder has no onnx/.
-    for name, expected in copies.items():
-        copy = folder.read_json(name)
-        for key, value in expected.items():
-            if copy.get(key) != value:
-                got = quote(copy.get(key))
-                raise ModelError(f"{folder.path / name}: {key} is {got}; {CONFIG_FILE} asks for {value}")
-    path = folder.path / PROCESSOR_FILE
-    raw = field(folder.read_json(PROCESSOR_FILE), "image_processor", dict, str(path))
-    other = ModelConfig.from_json(raw, f"{path}: image_processor").preprocessing
-    if other != folder.config.preprocessing:
-        raise ModelError(f"{path} holds {other}; {CONFIG_FILE} holds {folder.config.preprocessing}")
-
-
-def _record(folder: ModelFolder, precision: str) -> Variant | None:
-    """Returns what export recorded of a smaller graph."""
-    parity = folder.manifest.parity
-    return parity.variants.get(precision) if parity else None
 
 
 def _pixels(folder: ModelFolder, image: str) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixsiam_hub.errors import ModelError
-from mixsiam_hub.model.figures import Evaluation, Parity, evaluations_from_json, evaluations_to_json
+from mixsiam_hub.model.figures import Evaluation, Parity, Variant, evaluations_from_json, evaluations_to_json
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
 from mixsiam_hub.untrusted import field, one_of, path_inside, quote, sha256_hex, text
 
@@ -119,6 +119,10 @@ class Manifest:
     def onnx_file(self) -> str:
         """Path of the fp32 graph within the folder."""
         return COMPACT_ONNX_FILE if self.is_compact else ONNX_FILE
+
+    def variant(self, precision: str) -> Variant | None:
+        """Returns what export recorded of a smaller graph; None where it tried none."""
+        return self.parity.variants.get(precision) if self.parity else None
 
 
 def checksum(raw: Mapping[str, Any]) -> str:

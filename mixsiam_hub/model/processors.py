@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image
-
 from mixsiam_hub.model.config import ModelConfig
+
+_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""Pillow's numbers of the filters, which stand in every preprocessor_config.json."""
 
 
 def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": pre.resize_px},
-        "resample": int(Image.Resampling[pre.interpolation.upper()]),
+        "resample": _RESAMPLE[pre.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": pre.input_px, "width": pre.input_px},
         "do_rescale": True,

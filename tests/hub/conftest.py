@@ -50,12 +50,13 @@ def small_folder(compact_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     from hub_server.model_push import make_small
 
     from mixsiam_hub.export import push as pushing
+    from mixsiam_hub.model import known_answers
     from mixsiam_hub.model.known_answers import Verified
 
     def verify_nothing(folder: ModelFolder, *_: object, **__: object) -> Verified:
         return Verified(folder, len(folder.manifest.files), (), None)
 
     monkeypatch.setattr(pushing, "check_files", lambda folder: None)
-    monkeypatch.setattr(pushing, "verify", verify_nothing)
+    monkeypatch.setattr(known_answers, "verify", verify_nothing)
     monkeypatch.setattr(pushing, "WAITS_S", (0, 0))
     return make_small(compact_folder, tmp_path / "small")

@@ -27,9 +27,9 @@ from hub_server.model_push import expected, noise, pushed, rewrite
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
 from mixsiam_hub.errors import ArgumentError, HubError, ModelError
-from mixsiam_hub.export import push as pushing
 from mixsiam_hub.export.push import Pushed, plan_push, push
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model import known_answers
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.known_answers import Verified
 from mixsiam_hub.untrusted import sha256_file
@@ -101,7 +101,7 @@ def test_a_folder_that_does_not_give_its_known_answers_is_not_pushed(
     def refuse(folder: ModelFolder, *_: object, **__: object) -> Verified:
         raise ModelError(f"{folder.path}: known answers below a cosine of 0.9999")
 
-    monkeypatch.setattr(pushing, "verify", refuse)
+    monkeypatch.setattr(known_answers, "verify", refuse)
     with pytest.raises(ModelError, match="known answers below"):
         push(plan_push(small_folder, REPO))
     assert hub.state.repos == {}
@@ -298,7 +298,7 @@ def test_known_answers_that_do_not_come_back_fail_the_command(
             raise ModelError("known answers below a cosine of 0.9999")
         return Verified(folder, 0, (), None)
 
-    monkeypatch.setattr(pushing, "verify", verify_only_here)
+    monkeypatch.setattr(known_answers, "verify", verify_only_here)
     result = run("push", small_folder, REPO)
     assert result.exit_code == 1
     assert "does not come back as it was pushed: known answers below" in result.stderr

@@ -12,9 +12,9 @@ from manifests import edit_manifest
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.model.checks import check_fingerprint
 from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.known_answers import check_fingerprint
 from mixsiam_hub.untrusted import sha256_file
 
 

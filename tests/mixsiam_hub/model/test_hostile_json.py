@@ -15,7 +15,7 @@ from manifests import edit_manifest, signed
 
 from mixsiam_hub import BUILTIN
 from mixsiam_hub.errors import MixsiamError, ModelError
-from mixsiam_hub.model import known_answers
+from mixsiam_hub.model import checks, known_answers
 from mixsiam_hub.model.facts import facts_of
 from mixsiam_hub.model.files import ANSWERS_FILE, CONFIG_FILE, MANIFEST_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE
 from mixsiam_hub.model.folder import ModelFolder
@@ -50,7 +50,7 @@ def _edit(folder: Path, name: str, change: Callable[[Any], object]) -> None:
 def _read_all(folder: Path) -> ModelFolder:
     """Everything that reads one of the JSON files."""
     opened = ModelFolder.open(folder)
-    known_answers.check_preprocessing(opened)
+    checks.check_preprocessing(opened)
     known_answers._read_answers(opened)
     return opened
 

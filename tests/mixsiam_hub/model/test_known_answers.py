@@ -13,9 +13,10 @@ from manifests import edit_manifest
 
 from mixsiam_hub.backends.choose import present_backends
 from mixsiam_hub.errors import ModelError
+from mixsiam_hub.model.checks import check_fingerprint, check_preprocessing
 from mixsiam_hub.model.files import ANSWERS_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.known_answers import check_fingerprint, check_preprocessing, verify, verify_folder
+from mixsiam_hub.model.known_answers import verify, verify_folder
 from mixsiam_hub.untrusted import read_json
 
 

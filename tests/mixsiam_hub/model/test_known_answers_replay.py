@@ -19,9 +19,10 @@ from mixsiam_hub.backends.onnx_preprocess import PreprocessGraph
 from mixsiam_hub.cli import main
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.bars import Bar, PixelCheck, VectorCheck
+from mixsiam_hub.model.checks import check_graphs
 from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE, PREPROCESS_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.known_answers import check_graphs, verify_folder
+from mixsiam_hub.model.known_answers import verify_folder
 
 TORCH = [(WEIGHTS_FILE, "torch", "fp32")] if "torch" in present_backends() else []
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from mixsiam_hub import BUILTIN, ImageEncoder
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.model.checks import check_fingerprint
 from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.known_answers import check_fingerprint
 
 PICTURES = list(draw_samples(4).values())
 
