@@ -25,13 +25,13 @@ def write_answers(backbone: Backbone, pre: Preprocessing, folder: Path) -> None:
     """Draws images of odd sizes, colour and one grey, as PNG and JPEG in turn, and writes their vectors beside them.
 
     Args:
-        backbone: In eval mode, float32, on the CPU.
+        backbone: In eval mode, float32, on the CPU, with its head.
         pre: The deployed preprocessing.
         folder: The model folder; known_answers/ is made in it.
     """
     (folder / ANSWERS).mkdir()
     files = [_write_image(folder / ANSWERS / name, image, i) for i, (name, image) in enumerate(_images().items())]
-    vectors = run(backbone, np.stack([preprocess(load_image(file), pre) for file in files]))[0]
+    vectors = run(backbone, np.stack([preprocess(load_image(file), pre) for file in files])).embedding
     entries: list[dict[str, Any]] = [
         # Nine digits hold a float32 exactly.
         {"file": file.name, "vector": [float(f"{value:.9g}") for value in vector]}

@@ -18,7 +18,7 @@ from mixsiam_hub.export.card import BUILTIN_CARD, ROUNDING, render_card
 from mixsiam_hub.export.parity import measure_parity, min_cosine, run
 from mixsiam_hub.export.pictures import write_sheet
 from mixsiam_hub.export.preprocess_graph import preprocess_graph
-from mixsiam_hub.export.sentence_files import sentence_transformers_files
+from mixsiam_hub.export.sentence_files import write_sentence_transformers
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
 from mixsiam_hub.export.variants import Calibration, write_variants
 from mixsiam_hub.export.weights import backbone_fingerprint, round_convolutions, tensor_spans, write_weights
@@ -111,7 +111,7 @@ def _rounded(encoder: TrainedEncoder) -> TrainedEncoder:
     rounded = round_convolutions(encoder.backbone)
     samples = draw_samples(_ROUNDING_SAMPLES).values()
     pixels = np.stack([preprocess(image, encoder.config.preprocessing) for image in samples])
-    cosine = min_cosine(run(encoder.backbone, pixels)[0], run(rounded, pixels)[0])
+    cosine = min_cosine(run(encoder.backbone, pixels).embedding, run(rounded, pixels).embedding)
     return replace(encoder, backbone=rounded, provenance={ROUNDING: round(cosine, 8)} | encoder.provenance)
 
 
@@ -128,8 +128,7 @@ def _write_files(
     _write_json(folder / CONFIG_FILE, config.to_json(license_id))
     _write_json(folder / PREPROCESSOR_FILE, preprocessor_json(config))
     _write_json(folder / PROCESSOR_FILE, processor_json(config, license_id))
-    for name, content in sentence_transformers_files().items():
-        _write_json(folder / name, content)
+    write_sentence_transformers(encoder.backbone, folder)
     write_weights(encoder.backbone, folder / WEIGHTS_FILE, half=compact)
     _write_graphs(encoder, folder, compact)
     variants = {} if compact else write_variants(folder, config.preprocessing, calibration, force=force)
@@ -158,6 +157,7 @@ def _write_manifest(
         card_sha256="",
         files={path.relative_to(folder).as_posix(): sha256_file(path) for path in _files(folder)},
         method=encoder.method,
+        head=encoder.head,
         weights="fp16" if compact else "fp32",
         training=encoder.provenance,
         evaluations=encoder.evaluations,
@@ -182,14 +182,13 @@ def _with_forced(variants: dict[str, Variant], folder: ModelFolder) -> dict[str,
 
 
 def _write_graphs(encoder: TrainedEncoder, folder: Path, compact: bool) -> None:
-    pre = encoder.config.preprocessing
     if compact:
-        graph = compact_graph(encoder.backbone, pre.input_px, tensor_spans(folder / WEIGHTS_FILE))
+        graph = compact_graph(encoder.backbone, encoder.config, tensor_spans(folder / WEIGHTS_FILE))
         (folder / COMPACT_ONNX_FILE).write_bytes(graph.SerializeToString())
         return
     (folder / ONNX_FILE).parent.mkdir()
-    (folder / ONNX_FILE).write_bytes(full_graph(encoder.backbone, pre.input_px).SerializeToString())
-    (folder / PREPROCESS_FILE).write_bytes(preprocess_graph(pre).SerializeToString())
+    (folder / ONNX_FILE).write_bytes(full_graph(encoder.backbone, encoder.config).SerializeToString())
+    (folder / PREPROCESS_FILE).write_bytes(preprocess_graph(encoder.config.preprocessing).SerializeToString())
     _write_json(folder / FASTEMBED_FILE, fastembed_json(encoder.config))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mixsiam_hub.backends import choose as backends
-from mixsiam_hub.backends.backbone import Backbone, pool
+from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.backends.choose import Backend
 from mixsiam_hub.backends.onnx_preprocess import SIZES, PreprocessGraph
 from mixsiam_hub.cpus import available_cpus
@@ -69,7 +70,7 @@ def measure_parity(backbone: Backbone, folder: ModelFolder, files: Sequence[Path
 
 
 def worst_error(backbone: Backbone, network: Backend, pixels: Floats) -> float:
-    """Returns the largest error of a backend over BATCH_SIZES and both outputs, relative to the mean absolute output.
+    """Returns the largest error of a backend over BATCH_SIZES and all outputs, relative to the mean absolute output.
 
     The expected values come from one batch of all images, so a vector that depends on its batch mates shows too.
 
@@ -78,11 +79,12 @@ def worst_error(backbone: Backbone, network: Backend, pixels: Floats) -> float:
         network: What is measured.
         pixels: (N, 3, S, S) float32, normalised, N = max(BATCH_SIZES).
     """
-    pooled, feature_map = run(backbone, pixels)
+    outputs = run(backbone, pixels)
+    runs = {"embedding": network.embedding, "pooled": network.pooled, "feature_map": network.feature_map}
     errors = []
     for size in BATCH_SIZES:
-        errors.append(_relative_error(pooled[:size], network.pooled(pixels[:size])))
-        errors.append(_relative_error(feature_map[:size], network.feature_map(pixels[:size])))
+        for name, run_backend in runs.items():
+            errors.append(_relative_error(getattr(outputs, name)[:size], run_backend(pixels[:size])))
     return float(np.max(errors))  # Not max(): a NaN stays one.
 
 
@@ -105,7 +107,7 @@ def file_cosine(
     images = [load_image(path) for path in files]
     pixels = np.stack([preprocess(image, pre) for image in images])
     other = pixels if graph is None else np.concatenate([graph.run(np.asarray(image)) for image in images])
-    return min_cosine(run(backbone, pixels)[0], network.pooled(other))
+    return min_cosine(run(backbone, pixels).embedding, network.embedding(other))
 
 
 def min_cosine(a: Floats, b: Floats) -> float:
@@ -113,11 +115,19 @@ def min_cosine(a: Floats, b: Floats) -> float:
     return float(np.min(row_cosines(a, b)))
 
 
-def run(backbone: Backbone, pixels: Floats) -> tuple[Floats, Floats]:
-    """Returns pooled features, (N, D), and the feature map, (N, D, h, w), of pixels, (N, 3, S, S), all float32."""
+class Outputs(NamedTuple):
+    """What a network in memory gives, not normalised: (N, K), (N, D) and (N, D, h, w) float32."""
+
+    embedding: Floats
+    pooled: Floats
+    feature_map: Floats
+
+
+def run(backbone: Backbone, pixels: Floats) -> Outputs:
+    """Returns the outputs for pixels, (N, 3, S, S) float32; without a head the embedding is the pooled features."""
     with torch.inference_mode():
-        features = backbone.features(torch.from_numpy(pixels))
-        return pool(features).numpy(), features.numpy()
+        *embedding, pooled, feature_map = (output.numpy() for output in backbone.outputs(torch.from_numpy(pixels)))
+    return Outputs(embedding[0] if embedding else pooled, pooled, feature_map)
 
 
 def _load(name: str, folder: ModelFolder) -> Backend:

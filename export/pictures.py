@@ -25,13 +25,13 @@ def write_sheet(backbone: Backbone, pre: Preprocessing, path: Path) -> None:
     Nobody's photos: a card is public, and the images that an encoder was trained on need not be.
 
     Args:
-        backbone: In eval mode, float32, on the CPU.
+        backbone: In eval mode, float32, on the CPU, with its head.
         pre: The deployed preprocessing.
         path: The PNG.
     """
     samples = draw_samples(SHEET_COUNT)
     names = list(samples)
-    vectors = run(backbone, np.stack([preprocess(image, pre) for image in samples.values()]))[0]
+    vectors = run(backbone, np.stack([preprocess(image, pre) for image in samples.values()])).embedding
     indices, cosines = nearest_others(vectors, _QUERIES, _NEIGHBOURS)
     rows = []
     for query, found, values in zip(_QUERIES, indices.tolist(), cosines.tolist(), strict=True):

@@ -12,7 +12,7 @@ from mixsiam_hub.export.weights import backbone_fingerprint
 from mixsiam_hub.model.files import CONFIG_FILE, REPORT_PICTURE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, TrainedEncoder, load_encoder
+from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, TrainedEncoder, load_encoder, read_report
 
 
 def open_encoder(source: str) -> TrainedEncoder:
@@ -43,14 +43,32 @@ def open_encoder(source: str) -> TrainedEncoder:
     return replace(encoder, provenance=encoder.provenance | {EXPORTED_FROM: sources})
 
 
+def with_report(encoder: TrainedEncoder, folder: Path) -> TrainedEncoder:
+    """Returns an encoder with what `mixsiam evaluate` measured of it, in place of the figures that it has.
+
+    Args:
+        encoder: The encoder as it will be exported.
+        folder: Of report.json and report.png.
+
+    Raises:
+        DataError: There is no report, or none of its figures are of this encoder.
+    """
+    evaluations = read_report(folder)
+    if not evaluations:
+        raise DataError(f"{folder / REPORT_FILE} is missing; `mixsiam evaluate` writes it")
+    picture = folder / REPORT_PICTURE
+    encoder = replace(encoder, evaluations=evaluations, report=picture if picture.is_file() else None)
+    return _with_own_evaluations(encoder, folder)
+
+
 def _with_own_evaluations(encoder: TrainedEncoder, run: Path) -> TrainedEncoder:
-    """Returns a run's encoder with the evaluations in its report that are of itself, as it is now.
+    """Returns an encoder with those of its evaluations, from the report in `run`, that are of itself as it is now.
 
     Raises:
         DataError: There are evaluations, and all are of other encoders or of an earlier step.
     """
     own = backbone_fingerprint(encoder.backbone, encoder.config)
-    steps = encoder.provenance["steps"]
+    steps = encoder.provenance.get("steps")
     kept = tuple(e for e in encoder.evaluations if e.fingerprint == own and e.steps in (None, steps))
     if kept == encoder.evaluations:
         return encoder
@@ -75,5 +93,11 @@ def folder_encoder(folder: ModelFolder) -> TrainedEncoder:
     manifest = folder.manifest
     report = folder.file(REPORT_PICTURE) if REPORT_PICTURE in manifest.files else None
     return TrainedEncoder(
-        load_backbone(folder).eval(), folder.config, manifest.method, manifest.training, manifest.evaluations, report
+        load_backbone(folder).eval(),
+        folder.config,
+        manifest.method,
+        manifest.training,
+        manifest.evaluations,
+        report,
+        manifest.head,
     )

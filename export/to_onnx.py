@@ -9,51 +9,49 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
-from mixsiam_hub.backends.backbone import Backbone, pool
-from mixsiam_hub.backends.signature import FEATURE_MAP, INPUT, POOLED
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.signature import INPUT, network_signature
 from mixsiam_hub.export.weights import Span
+from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import WEIGHTS_FILE
 
 
-class _PooledAndMap(nn.Module):
-    """Gives both outputs from one pass through the network."""
+class _AllOutputs(nn.Module):
+    """Gives every output from one pass through the network."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.backbone.features(pixel_values)
-        return pool(features), features
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.backbone.outputs(pixel_values)
 
 
-def full_graph(backbone: Backbone, input_px: int) -> onnx.ModelProto:
+def full_graph(backbone: Backbone, config: ModelConfig) -> onnx.ModelProto:
     """Exports a self-contained fp32 graph, BatchNorm folded into the convolutions.
 
     Args:
-        backbone: In eval mode, float32.
-        input_px: Edge of the square input, in pixels.
+        backbone: In eval mode, float32, with its head.
+        config: The encoder's.
 
     Returns:
-        A graph from pixel_values, (N, 3, input_px, input_px) float32 normalised, with N free, to pooler_output,
-        (N, dim) not normalised, and last_hidden_state, (N, dim, h, w): in this order, since transformers.js and
-        fastembed take the first.
+        A graph of `network_signature`, N free; no output is normalised to length 1.
     """
-    return _export(backbone, input_px, fold_batchnorm=True)
+    return _export(backbone, config, fold_batchnorm=True)
 
 
-def compact_graph(backbone: Backbone, input_px: int, spans: Mapping[str, Span]) -> onnx.ModelProto:
+def compact_graph(backbone: Backbone, config: ModelConfig, spans: Mapping[str, Span]) -> onnx.ModelProto:
     """Exports the same graph without weights: they are external data, read from model.safetensors beside it.
 
     BatchNorm stays unfolded, since model.safetensors holds the unfolded weights alone. onnxruntime folds the casts
     and BatchNorm when it opens a session, so that inference costs the same.
 
     Args:
-        backbone: In eval mode, float32.
-        input_px: Edge of the square input, in pixels.
+        backbone: In eval mode, float32, with its head.
+        config: The encoder's.
         spans: `tensor_spans` of the model.safetensors that holds this backbone.
     """
-    model = _export(backbone, input_px, fold_batchnorm=False)
+    model = _export(backbone, config, fold_batchnorm=False)
     casts = []
     for tensor in model.graph.initializer:
         span = spans.get(tensor.name.removeprefix("backbone."))
@@ -70,17 +68,19 @@ def compact_graph(backbone: Backbone, input_px: int, spans: Mapping[str, Span]) 
     return model
 
 
-def _export(backbone: Backbone, input_px: int, *, fold_batchnorm: bool) -> onnx.ModelProto:
+def _export(backbone: Backbone, config: ModelConfig, *, fold_batchnorm: bool) -> onnx.ModelProto:
+    signature = network_signature(config)
+    px = config.preprocessing.input_px
     program = torch.onnx.export(
-        _PooledAndMap(backbone).eval(),
-        (torch.zeros(2, 3, input_px, input_px),),  # Not 1, which the exporter would take for a constant.
+        _AllOutputs(backbone).eval(),
+        (torch.zeros(2, 3, px, px),),  # Not 1, which the exporter would take for a constant.
         dynamo=True,
         opset_version=18,
         external_data=False,
         verbose=False,
         optimize=fold_batchnorm,
-        input_names=[INPUT],
-        output_names=[POOLED, FEATURE_MAP],
+        input_names=list(signature.inputs),
+        output_names=list(signature.outputs),
         dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1)}},
     )
     assert program is not None

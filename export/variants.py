@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mixsiam_hub.backends.signature import INPUT, POOLED
+from mixsiam_hub.backends.signature import INPUT
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.fidelity import Floats, Labels, compare
@@ -152,13 +152,13 @@ def _batches(pixels: Pixels, pre: Preprocessing, what: str) -> Iterator[Floats]:
 
 
 def _embed(graph: Path, pixels: Pixels, pre: Preprocessing) -> Floats:
-    """Returns pooled features, (N, D) float32."""
+    """Returns embeddings, (N, K) float32, not normalised: the first output of every graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     batches = _batches(pixels, pre, f"measuring {graph.name}")
-    return np.concatenate([session.run([POOLED], {INPUT: batch})[0] for batch in batches])
+    return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in batches])
 
 
 def _refusal(data: str, fidelity: Fidelity) -> str:

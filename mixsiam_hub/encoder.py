@@ -50,10 +50,11 @@ class ImageEncoder:
     a bare os.fork must leave through os._exit, as those of multiprocessing do: onnxruntime's exit handlers hang there.
     """
 
-    def __init__(self, folder: ModelFolder, backend: backends.Backend, threads: int) -> None:
+    def __init__(self, folder: ModelFolder, backend: backends.Backend, threads: int, dim: int | None = None) -> None:
         """Joins a folder with the backend that runs it; users call `from_pretrained`."""
         self._folder = folder
         self._backend = backend
+        self._dim = dim or folder.config.dim
         self._threads = threads
 
     @classmethod
@@ -65,6 +66,7 @@ class ImageEncoder:
         backend: str = "auto",
         device: str = "auto",
         precision: str = "fp32",
+        dim: int | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -81,6 +83,8 @@ class ImageEncoder:
             device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
             precision: `fp32`; onnx also runs `fp16` and `int8` of a folder that was exported with them, torch `bf16`,
                 and `fp16` on CUDA.
+            dim: Numbers of a vector that are kept, from the first, for a store that is smaller by as much; None is all.
+                The head orders them by how much they vary over images, so this needs an encoder with a head.
             token: For private and gated repositories.
             cache_dir: Where the Hub's files are kept; None is the Hub client's own cache.
             local_files_only: Never use the network.
@@ -91,7 +95,7 @@ class ImageEncoder:
             HubError: The repository cannot be reached, found or read.
             BackendError: A backend, device or precision that cannot be had here, or with this model.
             MissingExtraError: The torch backend was asked for and torch is not installed.
-            ArgumentError: threads is below 1.
+            ArgumentError: threads is below 1, or dim not from 1 to the length of a vector, or given without a head.
         """
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads is {threads}; it must be at least 1, or None for the CPUs available")
@@ -101,8 +105,10 @@ class ImageEncoder:
         )
         if folder.is_plain:
             choice = backends.choose(backend, device, precision, order=("torch",))
+        if dim is not None:
+            _check_dim(dim, folder)
         threads = threads or available_cpus()
-        return cls(folder, backends.load(choice, folder, threads), threads)
+        return cls(folder, backends.load(choice, folder, threads), threads, dim)
 
     def embed(
         self,
@@ -110,6 +116,7 @@ class ImageEncoder:
         *,
         batch_size: int = 32,
         normalize: bool = True,
+        pooled: bool = False,
         on_error: OnError = "raise",
         errors: dict[int, ImageError] | None = None,
     ) -> NDArray[np.float32]:
@@ -121,6 +128,7 @@ class ImageEncoder:
                 always one image.
             batch_size: Images for one run of the network.
             normalize: Scale vectors to length 1, so that a dot product is the cosine; a zero vector stays zero.
+            pooled: Give the features before the head, all of them; an encoder without a head gives these anyway.
             on_error: `raise` stops at the first bad image; `skip` makes its row NaN.
             errors: With `skip`, a dict of yours that gets row -> what is wrong with the image.
 
@@ -132,9 +140,10 @@ class ImageEncoder:
             ModelError: The network gives NaN or infinite features.
             ArgumentError: Another on_error, or a batch_size below 1.
         """
-        batches = list(self.embed_stream(images, batch_size=batch_size, normalize=normalize, on_error=on_error))
+        stream = self.embed_stream(images, batch_size=batch_size, normalize=normalize, pooled=pooled, on_error=on_error)
+        batches = list(stream)
         count = sum(len(batch.indices) + len(batch.errors) for batch in batches)
-        vectors = np.full((count, self.dim), np.nan, np.float32)
+        vectors = np.full((count, self._width(pooled)), np.nan, np.float32)
         for batch in batches:
             vectors[batch.indices] = batch.vectors
             if errors is not None:
@@ -147,6 +156,7 @@ class ImageEncoder:
         *,
         batch_size: int = 32,
         normalize: bool = True,
+        pooled: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Batch]:
         """Embeds an iterable of any length, a batch at a time, and never holds more than 2 * batch_size images.
@@ -155,6 +165,7 @@ class ImageEncoder:
             images: As in `embed`.
             batch_size: Images for one run of the network.
             normalize: Scale vectors to length 1; a zero vector stays zero.
+            pooled: Give the features before the head, all of them.
             on_error: `raise` stops at the first bad image; `skip` leaves it out and says why in its batch's errors.
 
         Returns:
@@ -165,13 +176,20 @@ class ImageEncoder:
             ModelError: The network gives NaN or infinite features, while iterating.
             ArgumentError: Another on_error, or a batch_size below 1; at the call.
         """
-        outputs = self._run(self._backend.pooled, images, batch_size, on_error)
+        width = self._width(pooled)
+        network = self._backend.pooled if pooled else self._backend.embedding
+
+        def vectors_of(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+            # (n, 3, S, S) -> (n, K) -> (n, width)
+            return network(pixels)[:, :width]
+
+        outputs = self._run(vectors_of, images, batch_size, on_error, (width,))
         return (Batch(d.indices, d.keys, _unit_length(v) if normalize else v, d.errors) for d, v in outputs)
 
     def features(
         self, images: ImageSource | Item | Iterable[ImageSource | Item], *, batch_size: int = 32
     ) -> NDArray[np.float32]:
-        """Computes the last feature map, whose mean over the cells is the unnormalised vector.
+        """Computes the last feature map, whose mean over the cells is the pooled features.
 
         Args:
             images: As in `embed`.
@@ -185,14 +203,14 @@ class ImageEncoder:
             ModelError: The network gives NaN or infinite features.
             ArgumentError: A batch_size below 1.
         """
-        maps = [output for _, output in self._run(self._backend.feature_map, images, batch_size, "raise")]
-        if maps:
-            return np.concatenate(maps)
-        height, width = (-(-edge // self._folder.config.output_stride) for edge in self.input_size)
-        return np.empty((0, self.dim, height, width), np.float32)
+        config = self._folder.config
+        cells = (-(-edge // config.output_stride) for edge in self.input_size)
+        shape = (config.features_dim, *cells)
+        outputs = self._run(self._backend.feature_map, images, batch_size, "raise", shape)
+        return np.concatenate([np.empty((0, *shape), np.float32), *(output for _, output in outputs)])
 
     def to_torch(self) -> Backbone:
-        """Returns the backbone for fine-tuning: a fresh nn.Module, float32, on the CPU, in training mode.
+        """Returns the backbone for fine-tuning, without the head: a new nn.Module, float32, on the CPU, to be trained.
 
         It maps normalised images, (N, 3, H, W), to pooled features, (N, D).
 
@@ -201,12 +219,13 @@ class ImageEncoder:
             ModelError: The weights are missing, changed or wrong.
         """
         backbone: Backbone = backends.torch_backend().load_backbone(self._folder)
+        backbone.fc = None
         return backbone
 
     @property
     def dim(self) -> int:
-        """Length of a vector, D."""
-        return self._folder.config.dim
+        """Length of a vector, D: `dim` of `from_pretrained`, or all that the encoder gives."""
+        return self._dim
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -241,11 +260,15 @@ class ImageEncoder:
 
     @property
     def variant(self) -> str:
-        """How the vectors are computed beside the fingerprint: precision and decoding, as in `fp32-exact`."""
-        return f"{self.precision}-exact"
+        """How the vectors are computed beside the fingerprint: precision, decoding and, if some are cut off, numbers.
+
+        As in `fp32-exact` or `fp32-exact-64`.
+        """
+        cut = f"-{self.dim}" if self.dim < self._folder.config.dim else ""
+        return f"{self.precision}-exact{cut}"
 
     def __repr__(self) -> str:
-        model = f"{self._folder.config.architecture}, {self.input_size[0]} px, {self.dim} features"
+        model = f"{self._folder.config.architecture}, {self.input_size[0]} px, {self.dim} numbers"
         return f"ImageEncoder({model}; {self.backend} on {self.device}, {self.variant}; {self.fingerprint[:12]})"
 
     def _run(
@@ -254,6 +277,7 @@ class ImageEncoder:
         images: ImageSource | Item | Iterable[ImageSource | Item],
         batch_size: int,
         on_error: str,
+        shape: tuple[int, ...],
     ) -> Iterator[tuple[DecodedBatch, NDArray[np.float32]]]:
         # Checked here and not in a generator, which would wait for the first batch to be asked for.
         if batch_size < 1:
@@ -264,8 +288,11 @@ class ImageEncoder:
         decoded = decode_batches(
             as_iterable(images), pre, batch_size=batch_size, on_error=on_error, workers=self._threads
         )
-        nothing = np.empty((0, self.dim), np.float32)  # Not every runtime takes an empty batch.
+        nothing = np.empty((0, *shape), np.float32)  # Not every runtime takes an empty batch.
         return ((d, self._finite(network(normalise(d.pixels, pre))) if len(d.indices) else nothing) for d in decoded)
+
+    def _width(self, pooled: bool) -> int:
+        return self._folder.config.features_dim if pooled else self.dim
 
     def _finite(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         # Pixels are finite, so only weights that are not, or too large for the precision, give such features.
@@ -275,6 +302,17 @@ class ImageEncoder:
                 "too large for that precision: check it with `mixsiam verify`"
             )
         return features
+
+
+def _check_dim(dim: int, folder: ModelFolder) -> None:
+    """Raises ArgumentError unless the first `dim` numbers of a folder's vectors are vectors of their own."""
+    if folder.config.head_dim is None:
+        raise ArgumentError(
+            f"dim is {dim} and {folder.path} has no head: its numbers are in no order, so that none can be left out; "
+            "make a folder that has one: mixsiam export MODEL FOLDER --license ID --whiten DATA"
+        )
+    if not 1 <= dim <= folder.config.head_dim:
+        raise ArgumentError(f"dim is {dim}; it must be from 1 to {folder.config.head_dim}, the length of a vector")
 
 
 def _unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

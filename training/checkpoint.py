@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,24 @@ import torch
 from mixsiam_hub.atomic import replacing
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.errors import DataError
+from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.figures import Evaluation, evaluations_from_json
+from mixsiam_hub.model.figures import Evaluation, Whitening, evaluations_from_json
 from mixsiam_hub.model.files import REPORT_PICTURE
-from mixsiam_hub.training.data import open_for_training
+from mixsiam_hub.training.data import open_for_training, open_images
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
-from mixsiam_hub.training.recipe import Recipe, load_recipe
+from mixsiam_hub.training.head import FLOOR, Moments, clean_moments, with_head
+from mixsiam_hub.training.recipe import Recipe, data_name, load_recipe
 from mixsiam_hub.untrusted import one_line, parsing, read_json
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RECIPE_FILE = "recipe.toml"
 REPORT_FILE = "report.json"
 
 
-_FIELDS = {"model", "optimiser", "step", "seconds", "sums", "log", "data", "unreadable", "statistics"}
+_FIELDS = {"model", "optimiser", "step", "seconds", "sums", "log", "data", "unreadable", "statistics", "moments"}
 
 
 @dataclass
@@ -42,6 +48,8 @@ class Progress:
         data: Which images the run is trained on, and validated on; see `runs.data_identity`.
         unreadable: Key of each corrupt image met so far -> why it was left out.
         statistics: The backbone's BatchNorm statistics on clean training images; empty until training has ended.
+        moments: Of the pooled features of clean training images, for the head; None until training has ended, and
+            where there are fewer images than features.
     """
 
     step: int = 0
@@ -51,6 +59,7 @@ class Progress:
     data: dict[str, Any] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
+    moments: Moments | None = None
 
 
 def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
@@ -69,6 +78,7 @@ def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         "data": progress.data,
         "unreadable": progress.unreadable,
         "statistics": progress.statistics,
+        "moments": progress.moments and progress.moments._asdict(),
     }
     content = io.BytesIO()  # torch.save hides why a file could not be written behind an error of its own.
     torch.save(state, content)
@@ -106,7 +116,8 @@ def load_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         names = ("step", "seconds", "sums", "data", "unreadable", "statistics")
-        return Progress(log=json.loads(state["log"]), **{name: state[name] for name in names})
+        moments = state["moments"] and Moments(**state["moments"])
+        return Progress(log=json.loads(state["log"]), moments=moments, **{name: state[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -114,12 +125,14 @@ class TrainedEncoder:
     """What a run, or an import, hands over to export.
 
     Attributes:
-        backbone: In eval mode, float32; a run's BatchNorm statistics are re-estimated on clean training images.
-        config: Architecture, stride and the deployed preprocessing.
+        backbone: In eval mode, float32, with the head if there is one; a run's BatchNorm statistics are re-estimated
+            on clean training images.
+        config: Architecture, stride, width of the head and the deployed preprocessing.
         method: `mixsiam`, `simsiam`, or `imported from SOURCE`.
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
         evaluations: From the run's report.json.
         report: The picture of it, where there is one.
+        head: What the head was fitted on; None without a head.
     """
 
     backbone: Backbone
@@ -128,6 +141,37 @@ class TrainedEncoder:
     provenance: dict[str, Any] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
     report: Path | None = None
+    head: Whitening | None = None
+
+    def whitened(self, moments: Moments, data: str) -> TrainedEncoder:
+        """Returns the encoder with a head fitted to `moments`; what was measured of the encoder before goes.
+
+        Args:
+            moments: Of its pooled features.
+            data: Name of the images that they are of.
+
+        Raises:
+            DataError: They are of another number of features, or the features do not vary.
+        """
+        backbone = with_head(self.backbone, moments)
+        assert backbone.fc is not None
+        config = replace(self.config, head_dim=backbone.fc.out_features)
+        head = Whitening(data, moments.images, FLOOR)
+        return replace(self, backbone=backbone, config=config, head=head, evaluations=(), report=None)
+
+
+def whiten_on(encoder: TrainedEncoder, spec: str) -> TrainedEncoder:
+    """Fits an encoder's head on a data set, in place of the one it has.
+
+    Args:
+        encoder: Its backbone stays as it is.
+        spec: As `open_images` takes it; no labels are used.
+
+    Raises:
+        DataError: As `open_images`; fewer images than features can be read, or their features do not vary.
+    """
+    moments = clean_moments(encoder.backbone, open_images(spec), encoder.config.preprocessing)
+    return encoder.whitened(moments, data_name(spec))
 
 
 def run_recipe(run: Path) -> Recipe:
@@ -174,7 +218,10 @@ def load_encoder(run: Path) -> TrainedEncoder:
     with parsing(run / CHECKPOINT_FILE, DataError, f"a checkpoint of {RECIPE_FILE} beside it"):
         backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
         first = json.loads(state["log"])[0]
-    use_statistics(backbone, state["statistics"] or _estimate(recipe, backbone))
+    statistics, moments = state["statistics"], state["moments"] and Moments(**state["moments"])
+    if not statistics:
+        statistics, moments = measure_clean(backbone, open_for_training(recipe.data, recipe.val_data)[0], recipe)
+    use_statistics(backbone, statistics)
     evaluations = read_report(run)
     work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
     values = recipe.to_json()
@@ -182,16 +229,34 @@ def load_encoder(run: Path) -> TrainedEncoder:
         values["init"] = origin["name"]  # Whether it was a folder or on the Hub was known when it was loaded.
     provenance = {**first["run"], "recipe": values, **work}
     picture = run / REPORT_PICTURE
-    return TrainedEncoder(
-        backbone.eval(),
-        recipe.model_config,
-        recipe.method,
-        provenance,
-        evaluations,
-        picture if evaluations and picture.is_file() else None,
-    )
+    encoder = TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance)
+    if moments:
+        encoder = encoder.whitened(moments, data_name(recipe.data))
+    report = picture if evaluations and picture.is_file() else None
+    return replace(encoder, evaluations=evaluations, report=report)
 
 
-def _estimate(recipe: Recipe, backbone: Backbone) -> Statistics:
-    images, _ = open_for_training(recipe.data, recipe.val_data)
-    return clean_statistics(backbone, images, recipe.model_config.preprocessing)
+def measure_clean(backbone: Backbone, images: ImageSet, recipe: Recipe) -> tuple[Statistics, Moments | None]:
+    """Measures on clean training images what an encoder is shipped with.
+
+    Args:
+        backbone: Stays as it is.
+        images: Training images.
+        recipe: Whose preprocessing is deployed.
+
+    Returns:
+        BatchNorm statistics, and with these the moments of the pooled features, for the head; None, with a warning,
+        where they cannot be had.
+
+    Raises:
+        DataError: Fewer than two images can be read.
+    """
+    pre = recipe.model_config.preprocessing
+    statistics = clean_statistics(backbone, images, pre)
+    shipped = copy.deepcopy(backbone)
+    use_statistics(shipped, statistics)
+    try:
+        return statistics, clean_moments(shipped, images, pre)
+    except DataError as error:
+        logger.warning("the encoder gets no head: %s", error)
+        return statistics, None

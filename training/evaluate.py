@@ -1,5 +1,7 @@
 """How good are the features? kNN and linear probe on labelled images, beside the floors that a figure needs.
 
+An encoder with a head is measured with and without it, and the floors, too, plain and whitened in the same way: alone,
+whitening lifts raw pixels as well. Theirs is fitted on the evaluation's training images, the encoder's where it was.
 The test images choose nothing: k, the probe's regularisation and the preprocessing are fixed beforehand.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,13 @@ from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig, Preprocessing
-from mixsiam_hub.model.figures import Accuracy, Evaluation
+from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, Accuracy, Evaluation
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, TrainedEncoder, load_encoder
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images
 from mixsiam_hub.training.features import clean_statistics, extract, read_batches, use_statistics
+from mixsiam_hub.training.head import MAX_DIM, moments_of, whitening
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.loop import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
@@ -35,6 +38,8 @@ from mixsiam_hub.training.recipe import data_name
 
 RAW = "raw pixels"
 RANDOM = "random weights"
+WHITENED = ", whitened"
+"""Behind the name of a floor: its features behind a head fitted on the training images."""
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
 PROBE_ITERATIONS = 1000
@@ -86,22 +91,27 @@ def evaluate(model: str, train: str, test: str) -> Evaluation:
     before = _identity(backbone, config)
     networks = {RANDOM: _random(config, train_images), method: _on_device(backbone)}
     features = _features(networks, sets, classes, config.preprocessing)
+    own, n_train, n_test = method, len(features[method].train), len(features[method].test)
+    if backbone.fc is not None:
+        own = EMBEDDING
+        features = _with_heads(features, method, backbone.fc.cpu())
     if _identity(backbone, config) != before:
         raise AssertionError("the evaluation changed the backbone")
-    rows = {name: _score(parts) for name, parts in features.items()}
+    rows = {name: _score(name, parts) for name, parts in features.items()}
+    floor = rows.get(RAW + WHITENED, rows[RAW])
     command = ["mixsiam", "evaluate", *filter(None, [data_name(model)]), "--train", data_name(train)]
     return Evaluation(
         train=data_name(train),
         test=data_name(test),
         train_digest=train_images.identity,
         test_digest=test_images.identity,
-        n_train=len(features[method].train),
-        n_test=len(features[method].test),
+        n_train=n_train,
+        n_test=n_test,
         classes=len(classes),
         precision=_precision(),
-        rank=effective_rank(features[method].test[:1024]),
+        rank=effective_rank(features.get(POOLED, features[own]).test[:1024]),
         rows=rows,
-        clears_raw_pixels=rows[method].knn20 - rows[RAW].knn20 >= CLEARS_BY,
+        clears_raw_pixels=rows[own].knn20 - floor.knn20 >= CLEARS_BY,
         command=shlex.join([*command, "--test", data_name(test)]),
         fingerprint=before,
         steps=encoder.provenance.get("steps"),
@@ -116,9 +126,35 @@ def linear_probe(features: Features) -> float:
     return float(probe.score(scaler.transform(features.test), features.test_labels))
 
 
-def _score(features: Features) -> Accuracy:
+def _score(name: str, features: Features) -> Accuracy:
     knn = knn_accuracy(features.train, features.train_labels, features.test, features.test_labels)
-    return Accuracy(knn[20], knn[200], linear_probe(features))
+    # A probe sees through a linear map: it is not fitted again on floors that were only whitened, nor on a part.
+    is_derived = name == FIRST or name.endswith(WHITENED)
+    return Accuracy(knn[20], knn[200], None if is_derived else linear_probe(features))
+
+
+def _with_heads(features: Mapping[str, Features], method: str, head: nn.Linear) -> dict[str, Features]:
+    """Returns the rows of an encoder with a head: its embedding, the first numbers of that, and all floors."""
+    pooled = features[method]
+    embedding = _behind(head, pooled)
+    rows = {EMBEDDING: embedding}
+    if head.out_features > FIRST_DIM:
+        rows[FIRST] = replace(embedding, train=embedding.train[:, :FIRST_DIM], test=embedding.test[:, :FIRST_DIM])
+    rows[POOLED] = pooled
+    for name in (RAW, RANDOM):
+        floor = rows[name] = features[name]
+        if len(floor.train) >= floor.train.shape[1]:  # Fewer images fit no head.
+            rows[name + WHITENED] = _behind(
+                whitening(moments_of(floor.train), min(MAX_DIM, floor.train.shape[1])), floor
+            )
+    return rows
+
+
+@torch.inference_mode()
+def _behind(head: nn.Linear, features: Features) -> Features:
+    """Returns the head's output, (n, K), of both parts."""
+    train, test = (head(torch.from_numpy(part)).numpy() for part in (features.train, features.test))
+    return replace(features, train=train, test=test)
 
 
 def _features(
@@ -156,7 +192,8 @@ def _random(config: ModelConfig, train: ImageSet) -> Backbone:
 
 def _shipped(model: str) -> TrainedEncoder:
     folder = resolve(model or None)
-    return TrainedEncoder(load_backbone(folder), folder.config, folder.manifest.method, folder.manifest.training)
+    manifest = folder.manifest
+    return TrainedEncoder(load_backbone(folder), folder.config, manifest.method, manifest.training)
 
 
 def _is_run(model: str) -> bool:

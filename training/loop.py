@@ -19,9 +19,15 @@ from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, OutputError
 from mixsiam_hub.images.sources import ImageSet
-from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, RECIPE_FILE, Progress, load_checkpoint, save_checkpoint
+from mixsiam_hub.training.checkpoint import (
+    CHECKPOINT_FILE,
+    RECIPE_FILE,
+    Progress,
+    load_checkpoint,
+    measure_clean,
+    save_checkpoint,
+)
 from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, normalise_on_device, open_for_training
-from mixsiam_hub.training.features import clean_statistics
 from mixsiam_hub.training.init import Origin, load_init
 from mixsiam_hub.training.log import finite, write_log, write_scalars
 from mixsiam_hub.training.model import MixSiam
@@ -137,7 +143,8 @@ class _Trainer:
                 break
         write_log(self.run, self.progress.log)
         if not self.progress.statistics:
-            self.progress.statistics = clean_statistics(self.model.backbone, self.images, self.pre)
+            measured = measure_clean(self.model.backbone, self.images, self.recipe)
+            self.progress.statistics, self.progress.moments = measured
             self._save()
         if count := len(self.progress.unreadable):
             logger.warning("images left out because they cannot be read: %d", count)

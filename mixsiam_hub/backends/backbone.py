@@ -12,9 +12,13 @@ from mixsiam_hub.model.config import ARCHITECTURES
 
 
 class Backbone(nn.Module):
-    """A ResNet that ends at its pooled features.
+    """A ResNet that ends at its pooled features, with the head that maps them to the embedding where there is one.
 
     Its state dict has the names that torchvision and timm share (conv1.weight, layer1.0.bn1.running_mean, ...).
+
+    Attributes:
+        dim: Number of pooled features.
+        fc: The head: from pooled features, (N, dim), to the embedding, (N, K); None without one.
     """
 
     conv1: nn.Module
@@ -25,13 +29,15 @@ class Backbone(nn.Module):
     layer2: nn.Module
     layer3: nn.Module
     layer4: nn.Module
+    fc: nn.Linear | None
 
-    def __init__(self, architecture: str, output_stride: int = 32) -> None:
+    def __init__(self, architecture: str, output_stride: int = 32, head_dim: int | None = None) -> None:
         """Builds the network with PyTorch's default initialisation, the last BatchNorm of every residual block at zero.
 
         Args:
             architecture: A key of ARCHITECTURES.
             output_stride: 32, 16 or 8; below 32 the last stages dilate instead of striding.
+            head_dim: Width of the head's output; None for no head.
 
         Raises:
             ModelError: Another architecture or stride.
@@ -47,6 +53,7 @@ class Backbone(nn.Module):
         self.dim = ARCHITECTURES[architecture]
         for name, child in net.named_children():
             self.add_module(name, child)
+        self.fc = nn.Linear(self.dim, head_dim) if head_dim else None
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the last feature map, (N, dim, ceil(H / stride), ceil(W / stride)), of normalised x, (N, 3, H, W)."""
@@ -57,6 +64,16 @@ class Backbone(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns pooled features, (N, dim), not normalised, of normalised x, (N, 3, H, W)."""
         return pool(self.features(x))
+
+    def outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Returns what a graph of this network gives for normalised x, (N, 3, H, W), the embedding first.
+
+        That is the head's output, (N, K), pooled features, (N, dim), and the feature map, (N, dim, h, w); without a
+        head only the latter two.
+        """
+        features = self.features(x)
+        pooled = pool(features)
+        return (pooled, features) if self.fc is None else (self.fc(pooled), pooled, features)
 
 
 def pool(feature_map: torch.Tensor) -> torch.Tensor:

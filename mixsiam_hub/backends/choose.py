@@ -40,6 +40,9 @@ class Backend(Protocol):
     device: str
     precision: str
 
+    def embedding(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the head's output, (N, K) float32, not normalised; without a head the pooled features."""
+
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns pooled features, (N, D) float32, not normalised, of normalised pixels, (N, 3, S, S) float32."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.backends.graph import CUDA_PROVIDER, Graph
-from mixsiam_hub.backends.signature import FEATURE_MAP, POOLED, network_signature
+from mixsiam_hub.backends.signature import POOLED, network_signature
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.model.files import VARIANT_FILES
 from mixsiam_hub.model.folder import ModelFolder
@@ -104,10 +104,16 @@ class OnnxBackend:
                 f"{folder.path} has no {name}, the graph of precision {precision!r}; give precision='fp32' or another "
                 f"backend, or make a folder that has it: mixsiam export {source} FOLDER --license ID --calibration DATA"
             )
-        self._graph = Graph(folder, name, network_signature(folder.config), device, threads)
+        signature = network_signature(folder.config)
+        self._embedding, *_, self._feature_map = signature.outputs
+        self._graph = Graph(folder, name, signature, device, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxBackend, self._arguments
+
+    def embedding(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As Backend.embedding."""
+        return self._graph.run(self._embedding, pixels)
 
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.pooled."""
@@ -115,4 +121,4 @@ class OnnxBackend:
 
     def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.feature_map."""
-        return self._graph.run(FEATURE_MAP, pixels)
+        return self._graph.run(self._feature_map, pixels)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 INPUT = "pixel_values"
-POOLED, FEATURE_MAP = "pooler_output", "last_hidden_state"
+EMBEDDING, POOLED, FEATURE_MAP = "image_embeds", "pooler_output", "last_hidden_state"
+FEATURE_MAP_BESIDE_HEAD = "feature_map"
+"""The feature map's name in a graph with a head: transformers.js's pipeline would return a last_hidden_state first."""
 IMAGE = "image"
 
 
@@ -33,13 +35,17 @@ class Signature(NamedTuple):
 
 
 def network_signature(config: ModelConfig) -> Signature:
-    """Returns the signature of every graph of the network: float32 on both sides, whatever is between."""
-    px, dim = config.preprocessing.input_px, config.dim
+    """Returns the signature of every graph of the network: float32 on both sides, whatever is between.
+
+    The embedding is the first output, which fastembed and others take without asking for its name.
+    """
+    px, dim = config.preprocessing.input_px, config.features_dim
     cells = -(-px // config.output_stride)
-    return Signature(
-        {INPUT: _floats("batch", 3, px, px)},
-        {POOLED: _floats("batch", dim), FEATURE_MAP: _floats("batch", dim, cells, cells)},
-    )
+    pooled, feature_map = _floats("batch", dim), _floats("batch", dim, cells, cells)
+    outputs = {POOLED: pooled, FEATURE_MAP: feature_map}
+    if config.head_dim:
+        outputs = {EMBEDDING: _floats("batch", config.head_dim), POOLED: pooled, FEATURE_MAP_BESIDE_HEAD: feature_map}
+    return Signature({INPUT: _floats("batch", 3, px, px)}, outputs)
 
 
 def preprocess_signature(config: ModelConfig) -> Signature:

@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from mixsiam_hub.backends.backbone import Backbone, pool
 from mixsiam_hub.errors import BackendError, ModelError
-from mixsiam_hub.model.files import WEIGHTS_FILE
+from mixsiam_hub.model.files import CONFIG_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.plain import without_head
 from mixsiam_hub.model.tensors import not_finite
@@ -65,7 +65,7 @@ def load_backbone(folder: ModelFolder) -> Backbone:
         tensors = load(data)
     if folder.is_plain:
         tensors = without_head(tensors)
-    net = Backbone(folder.config.architecture, folder.config.output_stride)
+    net = Backbone(folder.config.architecture, folder.config.output_stride, folder.config.head_dim)
     expected = net.state_dict()
     if odd := sorted(set(tensors) ^ set(expected)):
         state = "missing" if odd[0] in expected else "not of this architecture"
@@ -75,7 +75,9 @@ def load_backbone(folder: ModelFolder) -> Backbone:
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             want = tuple(expected[name].shape)
-            raise ModelError(f"{path}: tensor {name} is {tuple(tensor.shape)}; {folder.config.architecture} has {want}")
+            raise ModelError(
+                f"{path}: tensor {name} is {tuple(tensor.shape)}; it must be {want}, as {CONFIG_FILE} says"
+            )
         if not torch.isfinite(tensor).all():
             raise not_finite(path, name)
     net.load_state_dict(tensors)  # Copies into float32, from float16 too.
@@ -108,6 +110,14 @@ class TorchBackend:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TorchBackend, self._arguments
+
+    def embedding(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As Backend.embedding."""
+        with torch.inference_mode():
+            pooled = pool(self._features(pixels))
+            head = self._net.get().fc
+            result: NDArray[np.float32] = (pooled if head is None else head(pooled)).cpu().numpy()
+        return result
 
     def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.pooled."""

@@ -83,6 +83,7 @@ class EncoderOptions:
     backend: str
     device: str
     precision: str
+    dim: int | None
     threads: int | None
 
     def open(self) -> ImageEncoder:
@@ -94,24 +95,38 @@ class EncoderOptions:
         from mixsiam_hub import ImageEncoder
 
         return ImageEncoder.from_pretrained(
-            self.model, backend=self.backend, device=self.device, precision=self.precision, threads=self.threads
+            self.model,
+            backend=self.backend,
+            device=self.device,
+            precision=self.precision,
+            dim=self.dim,
+            threads=self.threads,
         )
 
 
 def encoder_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --model, --backend, --device, --precision and --threads, which arrive as one `EncoderOptions`: `encoder`."""
+    """Adds the options that choose an encoder and what runs it; they arrive as one `EncoderOptions`: `encoder`."""
 
     @functools.wraps(command)
     def gathered(
-        model: str | None, backend: str, device: str, precision: str, threads: int | None, **others: Any
+        model: str | None,
+        backend: str,
+        device: str,
+        precision: str,
+        dim: int | None,
+        threads: int | None,
+        **others: Any,
     ) -> None:
-        command(encoder=EncoderOptions(model, backend, device, precision, threads), **others)
+        command(encoder=EncoderOptions(model, backend, device, precision, dim, threads), **others)
 
     options = (
         click.option("--model", help=_MODEL_HELP),
         click.option("--backend", default="auto", show_default=True, help=", ".join(BACKENDS)),
         click.option("--device", default="auto", show_default=True, help=", ".join(DEVICES)),
         click.option("--precision", default="fp32", show_default=True, help=", ".join(PRECISIONS)),
+        click.option(
+            "--dim", type=click.IntRange(1), help="Numbers of a vector to keep, from the first. Default: all."
+        ),
         click.option("--threads", type=click.IntRange(1), help="Default: the CPUs this process may use."),
     )
     for option in reversed(options):

@@ -41,19 +41,36 @@ def verify(model: str | None, accept_forced: bool) -> None:
 @click.argument("folder", type=PATH)
 @click.option("--license", "license_id", required=True, help="SPDX identifier of the weights' licence.")
 @click.option("--calibration", metavar="DATA", help="Images, 200 at least, for an int8 graph beside the others.")
+@click.option("--whiten", metavar="DATA", help="Images to fit the head on, in place of the one there is.")
+@click.option("--report", type=PATH, metavar="DIR", help="Folder of `mixsiam evaluate`'s report, for the card.")
 @click.option("--force", is_flag=True, help="Write a smaller graph even if its vectors are off by more than allowed.")
 @click.option("--compact", is_flag=True, help="Half the size, for shipping inside a package; torch and onnx only.")
-def export(run: str, folder: Path, license_id: str, calibration: str | None, force: bool, compact: bool) -> None:
+def export(
+    run: str,
+    folder: Path,
+    license_id: str,
+    calibration: str | None,
+    whiten: str | None,
+    report: Path | None,
+    force: bool,
+    compact: bool,
+) -> None:
     """Turn RUN into FOLDER, one model folder that every runtime loads, and verify it before it is there.
 
-    RUN may also be a model folder or a Hub id: it is exported again, with an int8 graph, say, or without --compact.
+    RUN may also be a model folder or a Hub id: it is exported again, with an int8 graph, say, or with a head that is
+    fitted on your own images.
     """
     with extra("export"):
         from mixsiam_hub.export.bundle import check_request, export_folder
-        from mixsiam_hub.export.source import open_encoder
+        from mixsiam_hub.export.source import open_encoder, with_report
         from mixsiam_hub.export.variants import open_calibration
+        from mixsiam_hub.training.checkpoint import whiten_on
     check_request(folder, license_id, compact=compact, calibrated=calibration is not None)
     encoder = open_encoder(run)
+    if whiten:
+        encoder = whiten_on(encoder, whiten)
+    if report:
+        encoder = with_report(encoder, report)
     images = open_calibration(calibration, encoder.config.preprocessing) if calibration else None
     manifest = export_folder(encoder, folder, license_id, compact=compact, calibration=images, force=force)
     click.echo(f"{folder}: verified, fingerprint {manifest.fingerprint}")

@@ -57,27 +57,37 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone and its preprocessing.
+    """The backbone, its head and its preprocessing.
 
     Attributes:
         architecture: A key of ARCHITECTURES.
-        output_stride: Input pixels for each cell of the last feature map: 32, or 16 or 8 by dilation, as timm does.
         preprocessing: How images become its input.
+        output_stride: Input pixels for each cell of the last feature map: 32, or 16 or 8 by dilation, as timm does.
+        head_dim: Numbers that the head makes of the pooled features; None without a head. timm's num_classes.
     """
 
     architecture: str
     preprocessing: Preprocessing
     output_stride: int = 32
+    head_dim: int | None = None
+
+    @property
+    def features_dim(self) -> int:
+        """Number of pooled features, D."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def dim(self) -> int:
-        """Length of an embedding."""
-        return ARCHITECTURES[self.architecture]
+        """Length of an embedding: the head's output, or the pooled features where there is no head."""
+        return self.head_dim or self.features_dim
 
     @property
     def digest(self) -> str:
         """A sha256 in hex of what config.json says to this package, whatever keys other tools add to it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        said = asdict(self)
+        if self.head_dim is None:  # As before there were heads.
+            del said["head_dim"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def to_json(self, license_id: str) -> dict[str, Any]:
         """Returns config.json as timm, transformers, sentence-transformers and transformers.js read it."""
@@ -88,8 +98,8 @@ class ModelConfig:
             "model_type": "timm_wrapper",
             "architectures": ["TimmWrapperModel"],
             "architecture": self.architecture,
-            "num_classes": 0,
-            "num_features": self.dim,
+            "num_classes": self.head_dim or 0,
+            "num_features": self.features_dim,
             "global_pool": "avg",
             "do_pooling": True,
             "model_args": {} if stride == 32 else {"output_stride": stride},
@@ -103,7 +113,7 @@ class ModelConfig:
                 "crop_mode": "center",
                 "mean": list(pre.mean),
                 "std": list(pre.std),
-                "num_classes": 0,
+                "num_classes": self.head_dim or 0,
                 "pool_size": [cells, cells],
                 "first_conv": "conv1",
                 "classifier": "fc",
@@ -142,7 +152,8 @@ class ModelConfig:
         one_of(interpolation, INTERPOLATIONS, "interpolation", where)
         mean, std = _triple(cfg, "mean", MEAN_RANGE, where), _triple(cfg, "std", STD_RANGE, where)
         pre = Preprocessing(input_px, crop_pct, interpolation, mean, std)
-        return cls(architecture, pre, stride)
+        head_dim = integer(raw.get("num_classes", 0), 0, ARCHITECTURES[architecture], "num_classes", source)
+        return cls(architecture, pre, stride, head_dim or None)
 
     @classmethod
     def from_timm(cls, raw: Mapping[str, Any], source: str = CONFIG_FILE) -> ModelConfig:
@@ -157,9 +168,9 @@ class ModelConfig:
         """
         args = field(raw, "model_args", dict, source) if "model_args" in raw else {}
         args = {"global_pool": raw.get("global_pool", "avg")} | args
-        # num_classes is about the head, which is dropped.
+        # num_classes is about the classifier, which is dropped.
         odd = {k: v for k, v in args.items() if k != "num_classes" and v != _TIMM_DEFAULTS.get(k)}
-        return cls.from_json({**raw, "model_args": odd}, source)
+        return cls.from_json({**raw, "model_args": odd, "num_classes": 0}, source)
 
 
 def _triple(raw: Mapping[str, Any], key: str, allowed: tuple[float, float], source: str) -> tuple[float, float, float]:

@@ -22,6 +22,8 @@ def facts_of(folder: ModelFolder) -> dict[str, str]:
         "architecture": config.architecture,
         "output_stride": config.output_stride,
         "dim": config.dim,
+        "features_dim": config.features_dim,
+        "head": manifest.head.to_json() if manifest.head else "none: a vector is the pooled features",
         "preprocessing": vars(config.preprocessing),
         "method": manifest.method,
         "license": manifest.license,

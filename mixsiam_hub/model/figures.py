@@ -16,8 +16,38 @@ from mixsiam_hub.errors import MixsiamError, ModelError
 from mixsiam_hub.model.fields import MOST, Fields
 
 MEASURES = ("knn20", "knn200", "linear")
+EMBEDDING, FIRST, POOLED = "embedding", "first 64 of it", "pooled"
+"""An evaluation's rows of an encoder with a head: its output, the first FIRST_DIM numbers of that, and its input."""
+FIRST_DIM = 64
 EVALUATIONS = "evaluations"
 """The one key of report.json, and of mixsiam.json's `quality`."""
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """What a head was fitted on, and how.
+
+    Attributes:
+        data: Name of the data set, without the machine's folders.
+        images: How many images of it.
+        floor: Smallest variance that a component counts with, as a share of the largest one's.
+    """
+
+    data: str
+    images: int
+    floor: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as `from_json` reads it."""
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, raw: object, source: str, error: type[MixsiamError] = ModelError) -> Whitening:
+        """Reads it; arguments and errors as of `Accuracy.from_json`."""
+        fields = Fields(raw, source, error)
+        whitening = cls(fields.text("data"), fields.count("images"), fields.number("floor", 0, 1))
+        fields.end()
+        return whitening
 
 
 @dataclass(frozen=True)
@@ -27,12 +57,12 @@ class Accuracy:
     Attributes:
         knn20: By the 20 nearest training images.
         knn200: By the 200 nearest.
-        linear: By a linear probe.
+        linear: By a linear probe; None where none was fitted.
     """
 
     knn20: float
     knn200: float
-    linear: float
+    linear: float | None = None
 
     @classmethod
     def from_json(cls, raw: object, source: str, error: type[MixsiamError] = ModelError) -> Accuracy:
@@ -47,7 +77,11 @@ class Accuracy:
             MixsiamError: Of kind `error`: it is not of this form.
         """
         fields = Fields(raw, source, error)
-        accuracy = cls(*(fields.number(measure, 0, 1) for measure in MEASURES))
+        accuracy = cls(
+            knn20=fields.number("knn20", 0, 1),
+            knn200=fields.number("knn200", 0, 1),
+            linear=fields.optional("linear", lambda key: fields.number(key, 0, 1)),
+        )
         fields.end()
         return accuracy
 
@@ -64,8 +98,10 @@ class Evaluation:
         classes: How many there are.
         precision: Of the features, as in `bf16`.
         rank: Effective rank of the test features, at least 0.
-        rows: Whose features -> their accuracies; the encoder's own row goes by its method.
-        clears_raw_pixels: Whether the encoder's kNN is far enough above that of raw pixels to draw comparisons.
+        rows: Whose features -> their accuracies. The encoder's own row goes by its method; of one with a head there are
+            EMBEDDING, FIRST and POOLED.
+        clears_raw_pixels: Whether the encoder's kNN is far enough above that of raw pixels, whitened like it, to draw
+            comparisons.
         command: The command line that measured it.
         fingerprint: The encoder's.
         steps: Training steps that it had done; None where that is not known.

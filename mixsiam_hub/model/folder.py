@@ -70,6 +70,8 @@ class ModelFolder:
                 f"{config_file}: its architecture, stride or preprocessing is not what {MANIFEST_FILE} is for; "
                 "download or export the folder again"
             )
+        if (config.head_dim is None) != (manifest.head is None):
+            raise ModelError(f"{path}: one of {CONFIG_FILE} and {MANIFEST_FILE} has a head; export the folder again")
         if WEIGHTS_FILE not in manifest.files or not (fetch or os.path.exists(path / WEIGHTS_FILE)):
             raise ModelError(f"{path} has no {WEIGHTS_FILE}; weights in other formats are never opened, export again")
         return cls(path, config, manifest, revision, fetch)

@@ -1,8 +1,8 @@
 """Does a folder still give what it was exported with? Its known answers, replayed by every graph, and by torch.
 
 known_answers/vectors.json is {"format_version": 1, "min_cosine": 0.9999, "files": [{"file": "name.png", "vector":
-[D floats, not normalised]}]}; the images stand beside it. The bars are those of `mixsiam_hub.model.bars`; min_cosine is
-there for other programs that replay it, and must not be lower.
+[the floats of an embedding, not normalised]}]}; the images stand beside it. The bars are those of
+`mixsiam_hub.model.bars`; min_cosine is there for other programs that replay it, and must not be lower.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def replay_vectors(folder: ModelFolder, backend_names: Collection[str]) -> tuple
     checks = []
     for backend, precision, file in runs:
         network = backends.load(backends.choose(backend, "cpu", precision), folder, available_cpus())
-        vectors = [network.pooled(_pixels(folder, image))[0] for image in files]
+        vectors = [network.embedding(_pixels(folder, image))[0] for image in files]
         cosines = row_cosines(np.stack(vectors), expected)
         worst = int(np.argmin(cosines))  # A NaN comes first.
         figures = (float(cosines.mean()), float(cosines[worst]), files[worst])
@@ -163,12 +163,12 @@ def _read_answers(folder: ModelFolder) -> tuple[list[str], NDArray[np.float64]]:
 
 
 def _answer(entry: object, dim: int, source: str) -> tuple[str, list[float]]:
-    """Returns the file name and the vector, of `dim` features, of one entry of the known answers."""
+    """Returns the file name and the vector, of `dim` numbers, of one entry of the known answers."""
     if not isinstance(entry, dict):
         raise ModelError(f"{source}: an entry of files is {quote(entry)}; it must be an object")
     file = field(entry, "file", str, source)
     path_inside(Path(ANSWERS), file, source)
     vector = field(entry, "vector", list, source)
     if len(vector) != dim:
-        raise ModelError(f"{source}: the vector of {file} has {len(vector)} features; it must have {dim}")
+        raise ModelError(f"{source}: the vector of {file} has {len(vector)} numbers; it must have {dim}")
     return file, [number(value, -MAX_FEATURE, MAX_FEATURE, f"the vector of {file}", source) for value in vector]

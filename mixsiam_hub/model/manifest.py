@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mixsiam_hub.errors import ModelError
-from mixsiam_hub.model.figures import Evaluation, Parity, Variant, evaluations_from_json, evaluations_to_json
+from mixsiam_hub.model.figures import Evaluation, Parity, Variant, Whitening, evaluations_from_json, evaluations_to_json
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
 from mixsiam_hub.untrusted import field, one_of, path_inside, quote, sha256_hex, text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Versions of the format that this package reads; the first had no head."""
 CHECKSUM = "manifest_sha256"
 
 _TYPES: dict[str, type] = {
@@ -42,6 +44,7 @@ class Manifest:
         files: Path in the folder -> sha256 in hex, for every file but mixsiam.json, config.json and README.md.
         method: Objective that trained it: `mixsiam`, `simsiam`, or `imported from SOURCE`; `timm` where timm saved it
             and this manifest was made in memory.
+        head: What the head was fitted on; None without a head.
         weights: How model.safetensors stores convolutions: `fp32`, or `fp16` in a compact folder.
         training: Provenance: recipe, data, epochs, seconds, versions, hardware. Free-form.
         parity: Measured differences between the runtimes; None before export has measured them.
@@ -55,6 +58,7 @@ class Manifest:
     card_sha256: str
     files: dict[str, str]
     method: str = "mixsiam"
+    head: Whitening | None = None
     weights: str = "fp32"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     parity: Parity | None = None
@@ -64,7 +68,9 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Returns mixsiam.json, format_version first and its checksum last."""
         own = {"format_version": self.format_version} | vars(self)
-        del own["evaluations"]
+        del own["evaluations"], own["head"]
+        if self.format_version > 1:
+            own["head"] = self.head.to_json() if self.head else {}
         own["parity"] = self.parity.to_json() if self.parity else {}
         own["quality"] = evaluations_to_json(self.evaluations)
         # Through JSON: it is hashed as it will be read, where a tuple has become a list and a number as a key a text.
@@ -80,15 +86,15 @@ class Manifest:
                 than its content has.
         """
         version = field(raw, "format_version", int, source)
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise ModelError(
-                f"{source}: format_version is {version}, this mixsiam-hub reads {FORMAT_VERSION}; "
+                f"{source}: format_version is {version}, this mixsiam-hub reads {' and '.join(map(str, READABLE))}; "
                 "upgrade with: pip install -U mixsiam-hub"
             )
-        types = _TYPES | {CHECKSUM: str}
-        if unknown := set(raw) - set(types):
-            raise ModelError(f"{source}: unknown key {quote(min(unknown))}; allowed are {sorted(types)}")
-        values = {name: field(raw, name, kind, source) for name, kind in _TYPES.items()}
+        types = _TYPES | ({"head": dict} if version > 1 else {})
+        if unknown := set(raw) - {*types, CHECKSUM}:
+            raise ModelError(f"{source}: unknown key {quote(min(unknown))}; allowed are {sorted({*types, CHECKSUM})}")
+        values = {name: field(raw, name, kind, source) for name, kind in types.items()}
         for name in ("license", "method"):
             text(values[name], name, source)
         for name in ("fingerprint", "config_digest", "card_sha256"):
@@ -103,9 +109,10 @@ class Manifest:
                 f"{source} was damaged or edited: its content has the sha256 {got}, its {CHECKSUM} is {quote(want)}; "
                 "download or export the folder again"
             )
-        parity, quality = values.pop("parity"), values.pop("quality")
+        parity, quality, head = values.pop("parity"), values.pop("quality"), values.pop("head", None)
         return cls(
             **values,
+            head=Whitening.from_json(head, f"{source}: head") if head else None,
             parity=Parity.from_json(parity, f"{source}: parity") if parity else None,
             evaluations=evaluations_from_json(quality, f"{source}: quality"),
         )

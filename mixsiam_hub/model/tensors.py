@@ -19,7 +19,7 @@ def fingerprint(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> str
     """Identity of an encoder: the same hash means the same vectors, up to the runtime's rounding.
 
     Args:
-        tensors: Backbone tensors by name, hashed as little-endian float32; BatchNorm's step counters are left out.
+        tensors: Of backbone and head by name, hashed as little-endian float32; BatchNorm's step counters are left out.
         config: Architecture, stride and preprocessing, which are part of the identity.
 
     Returns:

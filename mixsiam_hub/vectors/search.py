@@ -143,10 +143,12 @@ def check_encoder(encoder: ImageEncoder, vectors: VectorFile) -> None:
             f"the encoder of {encoder.fingerprint[:12]}; {advice}, {again}"
         )
     if vectors.variant != encoder.variant:
-        precision = _argument(vectors.variant.partition("-")[0])
+        precision, _, rest = vectors.variant.partition("-")
+        dim = rest.partition("-")[2]
+        options = f"--precision {_argument(precision)}" + (f" --dim {_argument(dim)}" if dim else ", and no --dim")
         raise DataError(
             f"the vectors are of variant {one_line(vectors.variant)}, the encoder of {encoder.variant}; "
-            f"give --precision {precision}, {again}"
+            f"give {options}, {again}"
         )
 
 
