@@ -144,8 +144,11 @@ def check_encoder(encoder: ImageEncoder, vectors: VectorFile) -> None:
         )
     if vectors.variant != encoder.variant:
         precision, _, rest = vectors.variant.partition("-")
-        dim = rest.partition("-")[2]
-        options = f"--precision {_argument(precision)}" + (f" --dim {_argument(dim)}" if dim else ", and no --dim")
+        options = f"--precision {_argument(precision)}"
+        if dim := rest.partition("-")[2]:
+            options += f" --dim {_argument(dim)}"
+        elif encoder.variant.count("-") > 1:
+            options += " and no --dim"
         raise DataError(
             f"the vectors are of variant {one_line(vectors.variant)}, the encoder of {encoder.variant}; "
             f"give {options}, {again}"
