@@ -93,11 +93,11 @@ def test_vectors_of_two_widths_are_never_compared() -> None:
 
 
 def test_the_commands_take_the_width(tmp_path: Path) -> None:
-    images = write_samples(tmp_path / "images", 4)
+    images = write_samples(tmp_path / "images")
     out = tmp_path / "vectors.npz"
     assert run("embed", *images, "--out", out, "--dim", "32").exit_code == 0
     stored = read_vectors(out)
-    assert (stored.vectors.shape, stored.variant) == ((4, 32), "fp32-exact-32")
+    assert (stored.vectors.shape, stored.variant) == ((len(images), 32), "fp32-exact-32")
     np.testing.assert_allclose(np.linalg.norm(stored.vectors, axis=1), 1, atol=1e-6)
     found = run("search", out, images[0], "--dim", "32", "-k", "1")
     assert found.exit_code == 0
@@ -108,7 +108,8 @@ def test_the_commands_take_the_width(tmp_path: Path) -> None:
 
 
 def test_info_names_the_head() -> None:
-    facts = dict(line.split(maxsplit=1) for line in run("info").stdout.splitlines())
+    split = (line.partition("  ") for line in run("info").stdout.splitlines())
+    facts = {name: value.strip() for name, _, value in split}
     manifest = ModelFolder.open(BUILTIN).manifest
     assert manifest.head is not None
     assert (facts["dim"], facts["features_dim"]) == ("256", "512")
