@@ -15,10 +15,12 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.samples import draw_samples
-from mixsiam_hub.model.figures import Evaluation
+from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, Evaluation, Whitening
 from mixsiam_hub.training import evaluate as evaluation
+from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
-from mixsiam_hub.training.evaluate import RANDOM, RAW, Features, evaluate, linear_probe
+from mixsiam_hub.training.evaluate import RANDOM, RAW, WHITENED, Features, evaluate, linear_probe
+from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, whitening
 from mixsiam_hub.training.loop import train
 from mixsiam_hub.training.recipe import load_recipe
 
@@ -37,15 +39,28 @@ def result(run: Path) -> Evaluation:
 
 
 def test_every_figure_stands_beside_its_floors(result: Evaluation) -> None:
-    assert list(result.rows) == [RAW, RANDOM, "mixsiam"]
-    for accuracy in result.rows.values():
-        assert all(0 <= share <= 1 for share in vars(accuracy).values())
+    whitened = [f"{RAW}{WHITENED}", f"{RANDOM}{WHITENED}"]
+    assert list(result.rows) == [EMBEDDING, FIRST, POOLED, RAW, whitened[0], RANDOM, whitened[1]]
+    for name, accuracy in result.rows.items():
+        assert 0 <= accuracy.knn20 <= 1
+        assert 0 <= accuracy.knn200 <= 1
+        assert (accuracy.linear is None) == (name in (FIRST, *whitened))
     assert result.rows[RAW].knn20 > 0.95  # Digits: raw pixels are hard to beat.
     assert not result.clears_raw_pixels
     assert (result.n_train, result.n_test, result.classes) == (1618, 179, 10)
     assert result.train_digest == open_images("digits::train").identity
     assert result.test_digest == open_images("digits::val").identity
     assert result.command == "mixsiam evaluate digits --train digits::train --test digits::val"
+
+
+def test_a_run_carries_its_head(run: Path) -> None:
+    encoder = load_encoder(run)
+    assert encoder.head == Whitening("digits", 1618, FLOOR)
+    moments = read_checkpoint(run)["moments"]
+    assert moments["covariance"].shape == (512, 512)
+    head = whitening(Moments(**moments), MAX_DIM)
+    assert encoder.backbone.fc is not None
+    torch.testing.assert_close(encoder.backbone.fc.weight, head.weight, rtol=0, atol=0)
 
 
 def test_a_changed_backbone_is_noticed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.training import checkpoint, loop
-from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
+from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, measure_clean, read_checkpoint
+from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
 from mixsiam_hub.training.recipe import Recipe, load_recipe
 
@@ -326,6 +327,16 @@ def test_trained_encoder_carries_clean_statistics(whole_run: Path) -> None:
     assert not encoder.backbone.training
     assert encoder.provenance["recipe"]["data"] == "digits::val"
     assert str(whole_run.parent) not in json.dumps(encoder.provenance)
+
+
+def test_a_run_of_fewer_images_than_features_has_no_head(
+    whole_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_checkpoint(whole_run)["moments"] is None
+    encoder = load_encoder(whole_run)
+    assert (encoder.head, encoder.config.head_dim, encoder.backbone.fc) == (None, None, None)
+    measure_clean(encoder.backbone, open_images("digits::val"), recipe(tmp_path))
+    assert "gets no head: digits::val: 179 images can be read, and a head for 512 features needs" in caplog.text
 
 
 def test_a_run_that_has_ended_ships_without_its_data(whole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
