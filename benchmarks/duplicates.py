@@ -100,12 +100,12 @@ class Found:
     Attributes:
         own: (C,) cosine of each copy to its original.
         first: (C,) bool, whether no image is nearer to the copy than its original.
-        other: (C,) cosine of each copy to the most similar other image.
+        other: (C,) cosine of each copy to the best other image.
     """
 
     own: NDArray[np.float64]
     first: NDArray[np.bool_]
-    other: NDArray[np.float32]
+    other: NDArray[np.float64]
 
 
 def embed(encoder: ImageEncoder, images: ImageSet, copied: int, config: ModelConfig) -> list[Space]:
@@ -135,7 +135,7 @@ def look_up(copies: Vectors, originals: Vectors) -> Found:
     """Looks copies up among all originals, at least two; row i of the copies is of original i."""
     indices, cosines = nearest(copies, originals, 2)
     first = indices[:, 0] == np.arange(len(copies))
-    other = np.where(first, cosines[:, 1], cosines[:, 0])
+    other = np.where(first, cosines[:, 1], cosines[:, 0]).astype(np.float64)
     return Found(row_cosines(copies, originals[: len(copies)]), first, other)
 
 
@@ -158,11 +158,9 @@ def threshold(pairs: Vectors, allowed: int) -> float:
 
 
 def print_cosines(space: Space, found: Mapping[str, Found]) -> None:
-    """Prints how near copies are, and how near the most similar other image is."""
-    own, other = (
-        "to its original: mean, 5 % quantile, smallest",
-        "to the best other image: mean, 99 % quantile, largest",
-    )
+    """Prints how near copies are, and how near the best other image is: the most similar one."""
+    own = "to its original: mean, 5 % quantile, smallest"
+    other = "to the best other image: mean, 99 % quantile, largest"
     _print_header("copy", own, "original found first", other)
     for kind, cosines in found.items():
         _print_row(
@@ -201,7 +199,7 @@ def print_most_alike(originals: Vectors, images: ImageSet, config: ModelConfig) 
         _print_row(f"{cosine:.3f}", ", ".join(f"`{Path(item.key).name}`" for item in items), f"{abs(a - b).mean():.1f}")
 
 
-def _cosines(*values: float) -> str:
+def _cosines(*values: np.floating) -> str:
     return ", ".join(f"{value:.3f}" for value in values)
 
 
