@@ -35,7 +35,7 @@ def test_readme_runs_on_the_built_in_encoder(tmp_path: Path, monkeypatch: pytest
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["vectors"].shape == (2, 256)
     assert list(names["bad"]) == [1]
-    assert names["batch"].vectors.shape == (1, 512)
+    assert names["batch"].vectors.shape == (1, 256)
     assert names["backbone"].training
 
 
