@@ -1,7 +1,7 @@
 """The head: PCA whitening of pooled features, fitted on images without labels, as one linear map.
 
-Self-supervised features share a large mean and a few strong directions, so that every cosine is near 1 and the rest
-hardly counts. Behind the head each component has unit variance, and the first ones vary most over images.
+Self-supervised features share a mean and a few strong directions: unlike images come out alike, and all the rest
+hardly counts. Behind the head each component has unit variance, and the first ones varied most over images.
 """
 
 from __future__ import annotations
