@@ -140,7 +140,7 @@ def _places(name: str | None, is_compact: bool, license_id: str) -> dict[str, An
     if name is BUILTIN_CARD:
         return places | {
             "load": "",
-            "load_first": "",
+            "load_64": code("ImageEncoder.from_pretrained(dim=64)"),
             "verify": code("mixsiam verify"),
             "place": "str(BUILTIN)",
             "timm_id": 'f"local-dir:{BUILTIN}"',
@@ -149,7 +149,7 @@ def _places(name: str | None, is_compact: bool, license_id: str) -> dict[str, An
         }
     return places | {
         "load": json.dumps(name),
-        "load_first": f"{json.dumps(name)}, ",
+        "load_64": code(f"ImageEncoder.from_pretrained({json.dumps(name)}, dim=64)"),
         "verify": code(f"mixsiam verify {shlex.quote(name)}"),
         "place": json.dumps(name),
         "timm_id": json.dumps(f"{'hf-hub' if on_hub else 'local-dir'}:{name}"),
