@@ -14,10 +14,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mixsiam_hub.backends.signature import network_signature
 from mixsiam_hub.export.markdown import code, table, text
 from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.figures import Variant
+from mixsiam_hub.model.figures import EMBEDDING, Accuracy, Variant
 from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.model.manifest import Manifest
@@ -88,13 +89,18 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
         dropped=len(training["dropped"]) if isinstance(training.get("dropped"), list) else 0,
         preprocessing_from=text(training.get("preprocessing", "a source that was not recorded")),
         config=config,
+        head=manifest.head,
+        head_data=code(manifest.head.data) if manifest.head else "",
+        output=next(iter(network_signature(config).outputs)),
+        auto_class="AutoModelForImageClassification" if manifest.head else "AutoModel",
+        auto_output="logits" if manifest.head else "pooler_output",
         px=config.preprocessing.input_px,
         manifest=manifest,
         sheet=pictures.get(SHEET_PICTURE),
         sheet_count=SHEET_COUNT,
         report=pictures.get(REPORT_PICTURE),
         record=record,
-        loaders=table(("loader", "version", "cosine, mean", "smallest"), _loader_rows(record), cell=str),
+        loaders=table(("loader", "vector", "version", "cosine, mean", "smallest"), _loader_rows(record), cell=str),
         variants=variants,
         variant_table=table(_VARIANT_HEAD, _variant_rows(variants)),
         variant_notes="\n".join(_variant_notes(variants)),
@@ -134,6 +140,7 @@ def _places(name: str | None, is_compact: bool, license_id: str) -> dict[str, An
     if name is BUILTIN_CARD:
         return places | {
             "load": "",
+            "load_64": code("ImageEncoder.from_pretrained(dim=64)"),
             "verify": code("mixsiam verify"),
             "place": "str(BUILTIN)",
             "timm_id": 'f"local-dir:{BUILTIN}"',
@@ -142,6 +149,7 @@ def _places(name: str | None, is_compact: bool, license_id: str) -> dict[str, An
         }
     return places | {
         "load": json.dumps(name),
+        "load_64": code(f"ImageEncoder.from_pretrained({json.dumps(name)}, dim=64)"),
         "verify": code(f"mixsiam verify {shlex.quote(name)}"),
         "place": json.dumps(name),
         "timm_id": json.dumps(f"{'hf-hub' if on_hub else 'local-dir'}:{name}"),
@@ -190,8 +198,8 @@ def _tags(manifest: Manifest) -> list[str]:
 def _results(manifest: Manifest) -> Iterator[EvalResult]:
     """Yields the model-index: the encoder's own accuracies, in %; their floors stand in the card."""
     for entry in manifest.evaluations:
-        scores = entry.rows.get(manifest.method)
-        for measure, value in vars(scores).items() if scores else ():
+        scores = entry.rows.get(EMBEDDING) or entry.rows.get(manifest.method)
+        for measure, value in _measured(scores) if scores else ():
             yield EvalResult(
                 task_type="image-classification",
                 task_name="Image classification on frozen features",
@@ -201,6 +209,10 @@ def _results(manifest: Manifest) -> Iterator[EvalResult]:
                 metric_name=f"Accuracy of {_MEASURES[measure]}, %",
                 metric_value=round(100 * value, 2),
             )
+
+
+def _measured(scores: Accuracy) -> list[tuple[str, float]]:
+    return [(measure, value) for measure in _MEASURES if (value := getattr(scores, measure)) is not None]
 
 
 def _evaluations(manifest: Manifest) -> Iterator[str]:
@@ -214,17 +226,22 @@ def _evaluations(manifest: Manifest) -> Iterator[str]:
         if ROUNDING in manifest.training and entry.fingerprint != manifest.fingerprint:
             what += " Measured before the weights were rounded to 16 bits."
         if not entry.clears_raw_pixels:
-            what += " **Undertrained**: less than 5 points of kNN above raw pixels, so no comparison is drawn from it."
-        rows = [
-            (name, *(f"{100 * getattr(scores, measure):.1f}" for measure in _MEASURES))
-            for name, scores in entry.rows.items()
-        ]
+            floor = "whitened raw pixels" if "raw pixels, whitened" in entry.rows else "raw pixels"
+            what += f" **Undertrained**: less than 5 points of kNN above {floor}, so no comparison is drawn from it."
+        if EMBEDDING in entry.rows:
+            what += " A floor that is whitened has a head of its own, fitted on the training images."
+        rows = [(name, *_percents(scores)) for name, scores in entry.rows.items()]
         yield f"{what}\n\n{table(('features', *_MEASURES.values()), rows)}"
+
+
+def _percents(scores: Accuracy) -> Iterator[str]:
+    measured = dict(_measured(scores))
+    return (f"{100 * measured[measure]:.1f}" if measure in measured else "-" for measure in _MEASURES)
 
 
 def _loader_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for row in record["rows"]:
-        yield row["loader"], row["version"], f"{row['mean']:.6f}", f"{row['min']:.6f}"
+        yield row["loader"], row["vector"], row["version"], f"{row['mean']:.6f}", f"{row['min']:.6f}"
 
 
 def _variant_rows(variants: Mapping[str, Variant]) -> Iterator[tuple[str, ...]]:

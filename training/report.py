@@ -51,16 +51,20 @@ class Report:
 def _draw(evaluations: Sequence[Evaluation], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(evaluations), 3.6), layout="constrained")
-    axes_of = np.atleast_1d(figure.subplots(1, len(evaluations)))
+    figure = Figure(figsize=(9, 3.2 * len(evaluations)), layout="constrained")
+    axes_of = np.atleast_1d(figure.subplots(len(evaluations)))
     for axes, evaluation in zip(axes_of, evaluations, strict=True):
-        for offset, (row, accuracy) in enumerate(evaluation.rows.items()):
-            heights = [100 * getattr(accuracy, measure) for measure in TITLES]
-            bars = axes.bar(np.arange(3) + 0.27 * (offset - 1), heights, 0.25, label=row)
+        step = 0.9 / len(evaluation.rows)  # Between the bars of one measure.
+        for position, (row, accuracy) in enumerate(evaluation.rows.items()):
+            values = [getattr(accuracy, measure) for measure in TITLES]
+            shift = step * (position - (len(evaluation.rows) - 1) / 2)
+            places = [measure + shift for measure, value in enumerate(values) if value is not None]
+            heights = [100 * value for value in values if value is not None]
+            bars = axes.bar(places, heights, 0.92 * step, label=row)
             axes.bar_label(bars, fmt="%.1f", fontsize=7)
-        axes.set_xticks(range(3), TITLES.values())
+        axes.set_xticks(range(len(TITLES)), TITLES.values())
         axes.set_ylabel("accuracy, %")
         axes.set_title(f"{evaluation.test} ({evaluation.n_test:,} images)", fontsize=10)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     with replacing(path) as file:
         figure.savefig(file, dpi=150, format="png")

@@ -54,9 +54,10 @@ async function vectorOf(file) {
   const { data, width, height } = await decode(file);
   const image = new ort.Tensor("uint8", data, [1, height, width, 3]);
   const { pixel_values } = await prepare.run({ image });
-  const { pooler_output } = await network.run({ pixel_values }, ["pooler_output"]);
-  const length = Math.hypot(...pooler_output.data) || 1;
-  return pooler_output.data.map((x) => x / length);
+  const [embedding] = network.outputNames; // the head's output; without a head, pooled features
+  const { data: vector } = (await network.run({ pixel_values }, [embedding]))[embedding];
+  const length = Math.hypot(...vector) || 1;
+  return vector.map((x) => x / length);
 }
 
 /**

@@ -1,8 +1,9 @@
 // The vectors of mixsiam_hub.ImageEncoder, in Node. A model folder holds two graphs, and they are all it takes:
 //
 //   onnx/preprocess.onnx   image: (1, H, W, 3) uint8 RGB of any size  ->  pixel_values: (1, 3, S, S) float32
-//   onnx/model.onnx        pixel_values                               ->  pooler_output: (1, D) float32
+//   onnx/model.onnx        pixel_values                               ->  image_embeds: (1, K) float32, and others
 //
+// The embedding is the second graph's first output; of an encoder without a head that is pooler_output.
 // Resize, crop and normalisation are inside the first graph, so that no image library's own resize can change the
 // vectors. sharp only decodes.
 
@@ -26,15 +27,16 @@ export class ImageEncoder {
   }
 
   /**
-   * Embeds one image, a path or an encoded file's bytes. Returns a Float32Array of D numbers and length 1: the dot
+   * Embeds one image, a path or an encoded file's bytes. Returns a Float32Array of K numbers and length 1: the dot
    * product of two is their cosine.
    */
   async embed(image) {
     const { data, info } = await decode(image);
     const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
     const { pixel_values } = await this.#prepare.run({ image: pixels });
-    const { pooler_output } = await this.#network.run({ pixel_values }, ["pooler_output"]);
-    return normalise(pooler_output.data);
+    const [embedding] = this.#network.outputNames;
+    const results = await this.#network.run({ pixel_values }, [embedding]);
+    return normalise(results[embedding].data);
   }
 }
 

@@ -1,7 +1,7 @@
 """Image files to vectors by a model folder of mixsiam-hub, with numpy, Pillow and onnxruntime alone.
 
     python embed.py FOLDER one.jpg two.png                        one line of JSON a file, also for one that fails
-    python embed.py FOLDER photos/*.jpg --out vectors.npy         (N, D) float32; stops at one that fails
+    python embed.py FOLDER photos/*.jpg --out vectors.npy         (N, K) float32; stops at one that fails
 
 Photos are turned as their EXIF says, transparency is put on white, and of 16-bit grey the high byte is kept. Colour
 profiles are ignored, and of an animation only the first frame is read. HEIC files are not read.
@@ -28,12 +28,13 @@ class Encoder:
             InferenceSession(folder / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
             for name in ("preprocess", "model")
         )
+        self._embedding = self._network.get_outputs()[0].name
 
     def embed(self, path: Path) -> np.ndarray:
-        """Returns the vector of an image file, (D,) float32 of length 1."""
+        """Returns the embedding of an image file, (K,) float32 of length 1."""
         pixels = np.asarray(open_rgb(path))  # (height, width, 3) uint8
         pixel_values = self._prepare.run(["pixel_values"], {"image": pixels[None]})[0]
-        vector = self._network.run(["pooler_output"], {"pixel_values": pixel_values})[0][0]
+        vector = self._network.run([self._embedding], {"pixel_values": pixel_values})[0][0]
         return vector / (np.linalg.norm(vector) or 1)
 
 

@@ -48,11 +48,15 @@ def evaluate(model: str | None, train_data: str, test_data: str, out: Path | Non
     report = Report(out or evaluation.report_folder(model or ""))
     result = evaluation.evaluate(model or "", train_data, test_data)
     click.echo(f"{result.test}: {result.n_test} images, {result.n_train} for training, accuracy in %")
-    click.echo(" " * 16 + "".join(f"{title:>14}" for title in TITLES.values()))
+    click.echo(" " * 24 + "".join(f"{title:>14}" for title in TITLES.values()))
     for name, accuracy in result.rows.items():
-        click.echo(f"{name:<16}" + "".join(f"{100 * getattr(accuracy, measure):>14.1f}" for measure in TITLES))
+        values = (getattr(accuracy, measure) for measure in TITLES)
+        cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        click.echo(f"{name:<24}" + "".join(f"{cell:>14}" for cell in cells))
     if not result.clears_raw_pixels:
-        click.echo("undertrained: kNN (k = 20) is less than 5 points above raw pixels; draw no comparison from it")
+        floor = evaluation.RAW + evaluation.WHITENED
+        floor = floor if floor in result.rows else evaluation.RAW
+        click.echo(f"undertrained: kNN (k = 20) is less than 5 points above {floor}; draw no comparison from it")
     report.add(result)  # Last: whatever becomes of it, the figures are on the screen.
 
 

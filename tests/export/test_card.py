@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from mixsiam_hub.export.card import BUILTIN_CARD, render_card
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.config import ModelConfig, Preprocessing
-from mixsiam_hub.model.figures import Evaluation, Fidelity, Parity, Variant, evaluations_from_json
+from mixsiam_hub.model.figures import Evaluation, Fidelity, Parity, Variant, Whitening, evaluations_from_json
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.recipe import load_recipe
 
@@ -41,6 +41,14 @@ EVALUATION: dict[str, Any] = {
     "clears_raw_pixels": True,
     "command": "mixsiam evaluate runs/pets --train pets::train --test pets::val",
 }
+ROWS_WITH_HEAD = {
+    "embedding": {"knn20": 0.45, "knn200": 0.44, "linear": 0.49},
+    "first 64 of it": {"knn20": 0.42, "knn200": 0.43},
+    "pooled": ROWS["mixsiam"],
+    "raw pixels": ROWS["raw pixels"],
+    "raw pixels, whitened": {"knn20": 0.35, "knn200": 0.34},
+}
+HEAD = Whitening("pets::train", 9000, 0.02)
 PARITY = Parity({"onnx": 1e-6}, (1, 2), 1.0, {"torch": "2.14.0"})
 CONFIG = ModelConfig("resnet18", Preprocessing(64))
 MANIFEST = Manifest(
@@ -64,7 +72,8 @@ IMPORTED = {
 
 
 def card(name: str | None = "pets", **changes: Any) -> str:
-    return render_card(name, CONFIG, replace(MANIFEST, **changes))
+    config = replace(CONFIG, head_dim=256) if changes.get("head") else CONFIG
+    return render_card(name, config, replace(MANIFEST, **changes))
 
 
 def evaluated(**changes: Any) -> tuple[Evaluation, ...]:
@@ -85,6 +94,49 @@ def test_every_figure_stands_with_its_floors_and_command() -> None:
 
 def test_an_undertrained_encoder_is_called_so() -> None:
     assert "Undertrained" in card(evaluations=evaluated(clears_raw_pixels=False))
+
+
+def test_an_encoder_with_a_head_stands_with_and_without_it_and_floors_that_were_treated_alike() -> None:
+    text = card(head=HEAD, evaluations=evaluated(rows=ROWS_WITH_HEAD, clears_raw_pixels=False))
+    for name, cells in (("embedding", "45.0 | 44.0 | 49.0"), ("pooled", "41.0 | 40.0 | 50.0")):
+        assert f"| {name} | {cells} |" in text
+    assert "| first 64 of it | 42.0 | 43.0 | - |" in text
+    assert "| raw pixels, whitened | 35.0 | 34.0 | - |" in text
+    assert "less than 5 points of kNN above whitened raw pixels" in text
+    results = {result.metric_name: result.metric_value for result in metadata(text).eval_results}
+    assert results == {
+        "Accuracy of kNN, k = 20, %": 45.0,
+        "Accuracy of kNN, k = 200, %": 44.0,
+        "Accuracy of linear probe, %": 49.0,
+    }
+
+
+def test_a_measure_that_was_not_taken_is_no_result_on_the_hub() -> None:
+    rows = ROWS_WITH_HEAD | {"embedding": {"knn20": 0.45, "knn200": 0.44}}
+    results = metadata(card(head=HEAD, evaluations=evaluated(rows=rows))).eval_results
+    assert [result.metric_value for result in results] == [45.0, 44.0]
+
+
+def test_the_head_and_what_it_was_fitted_on_are_told() -> None:
+    text = " ".join(card(head=HEAD).split())
+    assert "whitens the 512 pooled features: its 256 numbers" in text
+    assert "on 9,000 images of `pets::train`; directions with less than 0.02 of the largest variance" in text
+    assert "encoder.embed(images, pooled=True)" in text
+    assert 'ImageEncoder.from_pretrained("pets", dim=64)' in text
+    assert "ImageEncoder.from_pretrained(dim=64)" in card(BUILTIN_CARD, head=HEAD)
+    without = card()
+    assert "## The head" not in without
+    assert "this encoder has no head" in without
+
+
+def test_every_example_gives_the_embedding() -> None:
+    with_head, without = card("lab/pets", head=HEAD), card("lab/pets")
+    for line in ('["image_embeds"]', "{ image_embeds }", "# 256 numbers", "// 256 numbers", "(256,)"):
+        assert line in with_head
+        assert line not in without
+    for line in ('["pooler_output"]', "{ pooler_output }", 'embed("one.jpg", { pool: true })', ".pooler_output[0]"):
+        assert line in without
+        assert line not in with_head
 
 
 def test_figures_from_before_the_rounding_say_so() -> None:
@@ -168,12 +220,15 @@ def test_a_run_that_went_on_from_a_hub_model_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [BUILTIN_CARD, "my pets", "lab/pets"])
 @pytest.mark.parametrize("weights", ["fp32", "fp16"])
+@pytest.mark.parametrize("head", [None, HEAD])
 @pytest.mark.parametrize(
     ("method", "training"),
     [("mixsiam", MANIFEST.training), ("simsiam", MANIFEST.training), ("imported from lightly", IMPORTED)],
 )
-def test_every_kind_of_card_is_whole(name: str | None, weights: str, method: str, training: dict[str, Any]) -> None:
-    text = card(name, weights=weights, method=method, training=training, evaluations=())
+def test_every_kind_of_card_is_whole(
+    name: str | None, weights: str, head: Whitening | None, method: str, training: dict[str, Any]
+) -> None:
+    text = card(name, weights=weights, head=head, method=method, training=training, evaluations=())
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "card", "exec")
     assert text.count("```") == 14
@@ -217,9 +272,11 @@ def test_nothing_that_a_foreign_mixsiam_json_says_is_markup(imported: bool) -> N
     evaluations = evaluated(rows={line: ROWS["mixsiam"]}, train=line, test=line, precision=line, command=line)
     variant = Variant(2_000_000, HOSTILE, Fidelity(900, 0.9991, 0.98, 0.95), calibration_images=200, held_out=True)
     parity = replace(PARITY, max_relative_error={line: 1e-6}, variants={"int8": variant})
-    changes = {"method": HOSTILE, "training": training, "evaluations": evaluations, "parity": parity}
+    head = replace(HEAD, data=HOSTILE)
+    changes = {"method": HOSTILE, "training": training, "evaluations": evaluations, "parity": parity, "head": head}
     text = card(HOSTILE, **changes)
-    benign = card("pets", method="imported from lightly" if imported else "own", training=training | {"commit": "c"})
+    method = "imported from lightly" if imported else "own"
+    benign = card("pets", method=method, training=training | {"commit": "c"}, head=HEAD)
     plain = outside_code(text)
     assert re.findall("^#.*", plain, re.MULTILINE)[1:] == re.findall("^#.*", outside_code(benign), re.MULTILINE)[1:]
     assert len(re.findall("^```", text, re.MULTILINE)) == 14
@@ -277,8 +334,8 @@ def test_on_the_hub_every_example_names_the_repository() -> None:
     assert 'timm.create_model("local-dir:pets"' in card("pets")
 
 
-def test_nothing_of_the_template_is_left_over(model_folder: Path, compact_folder: Path) -> None:
-    for folder in (model_folder, compact_folder):
+def test_nothing_of_the_template_is_left_over(model_folder: Path, compact_folder: Path, headed_folder: Path) -> None:
+    for folder in (model_folder, compact_folder, headed_folder):
         text = (folder / "README.md").read_text(encoding="utf-8")
         assert not re.search(r"\{[{%]|[%}]\}|Undefined", text)
         assert "\n\n\n" not in text
@@ -286,20 +343,26 @@ def test_nothing_of_the_template_is_left_over(model_folder: Path, compact_folder
 
 _CHECK = """
 import numpy
-found = vectors if "vectors" in dir() else vector
+from mixsiam_hub import ImageEncoder
+found = vectors[0] if "vectors" in dir() else vector
 found = numpy.asarray(found.detach() if hasattr(found, "detach") else found)
-assert found.shape[-1] == 512 and numpy.isfinite(found).all()
+expected = ImageEncoder.from_pretrained("model").embed("one.jpg")[0]
+assert found @ expected / numpy.linalg.norm(found) > 0.9999
 """
 
 
 @pytest.mark.slow
-def test_its_python_runs_as_it_stands(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["model_folder", "headed_folder"])
+def test_its_python_runs_as_it_stands_and_gives_the_embedding(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
     for module in ("timm", "transformers", "sentence_transformers"):
         pytest.importorskip(module, reason="needs the extra dev")
     for name, image in zip(("one.jpg", "two.png"), draw_samples(2).values(), strict=True):
         image.save(tmp_path / name)
-    (tmp_path / "model").symlink_to(model_folder)
-    blocks = re.findall(r"```python\n(.*?)```", (model_folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "model").symlink_to(folder)
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
         code = f"{block}\n{_CHECK}"

@@ -24,11 +24,11 @@ def pytest_runtest_setup(item: pytest.Function) -> None:
 
 @pytest.fixture(scope="session")
 def cosines(loader_folder: Path) -> Callable[[Vectors, Sequence[Path]], Vectors]:
-    """Compares vectors of files, (N, D), with those of ImageEncoder; gives (N,)."""
+    """Compares embeddings of files, (N, K), or pooled features, (N, D), with those of ImageEncoder; gives (N,)."""
     encoder = ImageEncoder.from_pretrained(loader_folder)
 
-    def compare(got: Vectors, files: Sequence[Path]) -> Vectors:
-        want = encoder.embed(files)
+    def compare(got: Vectors, files: Sequence[Path], *, pooled: bool = False) -> Vectors:
+        want = encoder.embed(files, pooled=pooled)
         assert got.shape == want.shape
         return (got / np.linalg.norm(got, axis=1, keepdims=True) * want).sum(1)
 

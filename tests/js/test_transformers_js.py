@@ -10,14 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_javascript import BARS, loaded_dtype, transformers_js
+from in_javascript import BARS, loaded_dtype, transformers_js, transformers_js_pooled
 
 pytestmark = pytest.mark.js
 ROUTE = "transformers_js"
 
 
-def test_sixteen_pictures(loader_folder: Path, pictures: list[Path], cosines: Callable[..., np.ndarray]) -> None:
+def test_unasked_it_gives_the_embedding(
+    loader_folder: Path, pictures: list[Path], cosines: Callable[..., np.ndarray]
+) -> None:
     assert cosines(transformers_js(loader_folder, pictures), pictures).min() >= BARS[ROUTE]
+
+
+def test_asked_to_pool_it_gives_pooled_features(
+    loader_folder: Path, pictures: list[Path], cosines: Callable[..., np.ndarray]
+) -> None:
+    vectors = transformers_js_pooled(loader_folder, pictures)
+    assert cosines(vectors, pictures, pooled=True).min() >= BARS["transformers_js_pooled"]
 
 
 def test_the_config_says_which_graph_it_takes(loader_folder: Path, tmp_path: Path) -> None:

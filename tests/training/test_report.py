@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,5 +80,46 @@ def test_figures_are_shown_even_if_the_report_cannot_be_written(
     monkeypatch.setattr(Report, "add", full)
     code, output = run_evaluate(tmp_path)
     assert code == 1
-    assert "mixsiam                   50.0          25.0          75.0" in output
+    assert "mixsiam                           50.0          25.0          75.0" in output
     assert "error: report.json cannot be written: No space left on device" in output
+
+
+HEADED = replace(
+    ENTRY,
+    rows={
+        "embedding": Accuracy(0.5, 0.25, 0.75),
+        "first 64 of it": Accuracy(0.5, 0.25),
+        "pooled": Accuracy(0.5, 0.25, 0.75),
+        "raw pixels": Accuracy(0.5, 0.25, 0.75),
+        "raw pixels, whitened": Accuracy(0.5, 0.25),
+        "random weights": Accuracy(0.5, 0.25, 0.75),
+        "random weights, whitened": Accuracy(0.5, 0.25),
+    },
+)
+
+
+def test_a_measure_that_was_not_taken_is_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: HEADED)
+    code, output = run_evaluate(tmp_path)
+    assert code == 0
+    assert "embedding                         50.0          25.0          75.0\n" in output
+    assert "random weights, whitened          50.0          25.0             -\n" in output
+    assert "less than 5 points above raw pixels, whitened;" in output
+    assert Report(tmp_path).evaluations == (HEADED,)
+
+
+def test_the_picture_has_a_panel_for_each_data_set_and_a_bar_for_each_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+    Report(tmp_path).add(HEADED)
+    Report(tmp_path).add(replace(ENTRY, test_digest="3" * 64))
+    panels = [[len(bars) for bars in axes.containers] for axes in drawn[-1].axes]
+    assert panels == [[3, 2, 3, 3, 2, 3, 2], [3, 3, 3]]
+    for axes in drawn[-1].axes:
+        edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
+        assert all(right <= left for (_, right), (left, _) in pairwise(edges))
