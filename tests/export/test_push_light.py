@@ -19,7 +19,7 @@ OFFLINE = """if True:
     from mixsiam_hub.export import push
     push.HfApi.whoami = lambda self: {"name": "alice"}
     push._look = lambda repo, branch: push.Remote()
-    push._check_card = lambda path, text: None
+    push.check_card = lambda path, text: None
     main()
 """
 """The command, at a Hub that holds nothing yet."""
