@@ -33,7 +33,7 @@ RECIPE_FILE = "recipe.toml"
 REPORT_FILE = "report.json"
 
 
-_FIELDS = {"model", "optimiser", "step", "seconds", "sums", "log", "data", "unreadable", "statistics", "moments"}
+_FIELDS = {"model", "optimiser", "step", "seconds", "sums", "log", "data", "unreadable", "statistics"}
 
 
 @dataclass
@@ -102,6 +102,7 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or (missing := _FIELDS - set(state)):
         lacks = sorted(missing) if isinstance(state, dict) else "all fields"
         raise DataError(f"{path} is no checkpoint of this version of mixsiam train: it lacks {lacks}")
+    state.setdefault("moments", None)  # A run of before there were heads.
     return state
 
 

@@ -62,6 +62,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert torch.equal(tensor, two["model"][name]), name
     for name, tensor in one["statistics"].items():
         assert torch.equal(tensor, two["statistics"][name]), name
+    assert str(one["moments"]) == str(two["moments"])
     for index, state in one["optimiser"]["state"].items():
         assert torch.equal(state["momentum_buffer"], two["optimiser"]["state"][index]["momentum_buffer"])
     assert log(a) == log(b)
@@ -337,6 +338,14 @@ def test_a_run_of_fewer_images_than_features_has_no_head(
     assert (encoder.head, encoder.config.head_dim, encoder.backbone.fc) == (None, None, None)
     measure_clean(encoder.backbone, open_images("digits::val"), recipe(tmp_path))
     assert "gets no head: digits::val: 179 images can be read, and a head for 512 features needs" in caplog.text
+
+
+def test_a_run_of_before_there_were_heads_is_read(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    state = read_checkpoint(whole_run)
+    del state["moments"]
+    torch.save(state, tmp_path / "run" / CHECKPOINT_FILE)
+    assert load_encoder(tmp_path / "run").head is None
 
 
 def test_a_run_that_has_ended_ships_without_its_data(whole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
