@@ -218,8 +218,7 @@ class ImageEncoder:
             MissingExtraError: torch is not installed.
             ModelError: The weights are missing, changed or wrong.
         """
-        backbone: Backbone = backends.torch_backend().load_backbone(self._folder)
-        backbone.fc = None
+        backbone: Backbone = backends.torch_backend().load_backbone(self._folder, with_head=False)
         return backbone
 
     @property

@@ -49,7 +49,7 @@ def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
             f"init {init} is a {found[0]} of output_stride {found[1]}; set backbone = {found[0]!r} and "
             f"output_stride = {found[1]}"
         )
-    weights = load_backbone(folder).state_dict()
+    weights = load_backbone(folder, with_head=False).state_dict()
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise RecipeError(f"init {init}: {broken[0]} holds NaN or Infinity; choose another encoder")
     backbone.load_state_dict(weights)

@@ -52,8 +52,12 @@ def find_device(device: str, precision: str) -> str:
     return f"cuda:{number or 0}" if kind == "cuda" else device
 
 
-def load_backbone(folder: ModelFolder) -> Backbone:
+def load_backbone(folder: ModelFolder, *, with_head: bool = True) -> Backbone:
     """Returns the network with the folder's weights: float32, on the CPU, in training mode, every parameter trainable.
+
+    Args:
+        folder: The model.
+        with_head: False leaves its head out, for training, which changes what the head was fitted to.
 
     Raises:
         ModelError: model.safetensors is missing, changed, no safetensors file, has NaN or infinite values, or its
@@ -81,6 +85,8 @@ def load_backbone(folder: ModelFolder) -> Backbone:
         if not torch.isfinite(tensor).all():
             raise not_finite(path, name)
     net.load_state_dict(tensors)  # Copies into float32, from float16 too.
+    if not with_head:
+        net.fc = None
     return net
 
 

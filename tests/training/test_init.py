@@ -32,7 +32,7 @@ def test_the_weights_are_the_folders_and_the_folder_goes_by_its_name(
         backbone = Backbone("resnet18", 16)
         found = load_init(backbone, replace(RECIPE, init=path))
         assert found == Origin("start", None, folder.manifest.fingerprint)
-    for name, tensor in load_backbone(folder).state_dict().items():
+    for name, tensor in load_backbone(folder, with_head=False).state_dict().items():
         assert torch.equal(backbone.state_dict()[name], tensor), name
 
 
@@ -52,7 +52,7 @@ def test_weights_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch
     broken = Backbone("resnet18", 16)
     with torch.no_grad():
         broken.conv1.weight[0, 0, 0, 0] = torch.nan
-    monkeypatch.setattr(init, "load_backbone", lambda folder: broken)
+    monkeypatch.setattr(init, "load_backbone", lambda folder, *, with_head: broken)
     backbone = Backbone("resnet18", 16)
     with pytest.raises(RecipeError, match=r"conv1\.weight holds NaN"):
         load_init(backbone, RECIPE)
