@@ -47,6 +47,22 @@ def trained_encoder() -> TrainedEncoder:
 
 
 @pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on the digits, made by the command line. Read-only but for its report."""
+    for module in ("torch", "sklearn", "tensorboard"):
+        pytest.importorskip(module, reason="needs the extra train")
+    from commands import run
+
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    small = ["epochs=1", "batch_size=400", "lr=0.03", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
+    settings = [word for key_value in [*small, f"run_dir={path}"] for word in ("--set", key_value)]
+    trained = run("train", "digits", *settings)
+    assert trained.exit_code == 0, trained.output
+    assert str(path) in trained.output
+    return path
+
+
+@pytest.fixture(scope="session")
 def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The full folder. Read-only: copy it before changing anything."""
     return _exported("full", request, tmp_path_factory)

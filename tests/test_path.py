@@ -18,8 +18,6 @@ from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
 from mixsiam_hub.images.samples import draw_samples
 
-SMALL = ["epochs=1", "batch_size=400", "lr=0.03", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
-
 
 def mixsiam(*arguments: object, exit_code: int = 0) -> Result:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -27,15 +25,8 @@ def mixsiam(*arguments: object, exit_code: int = 0) -> Result:
     return result
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("path") / "run"
-    settings = [word for key_value in [*SMALL, f"run_dir={path}"] for word in ("--set", key_value)]
-    assert str(path) in mixsiam("train", "digits", *settings).output
-    return path
-
-
-def test_from_images_to_neighbours(run: Path, tmp_path: Path) -> None:
+def test_from_images_to_neighbours(digits_run: Path, tmp_path: Path) -> None:
+    run = digits_run
     table = mixsiam("evaluate", run, "--train", "digits::train", "--test", "digits::val").output
     assert "raw pixels" in table
     assert "undertrained" in table

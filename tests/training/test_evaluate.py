@@ -21,21 +21,11 @@ from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.evaluate import RANDOM, RAW, WHITENED, Features, evaluate, linear_probe
 from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, whitening
-from mixsiam_hub.training.loop import train
-from mixsiam_hub.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["epochs=1", "batch_size=400", "lr=0.03", "output_stride=32", "projector_dim=64", "predictor_dim=16"]
-    train(load_recipe("digits", [*options, f'run_dir="{path}"']))
-    return path
-
-
-@pytest.fixture(scope="module")
-def result(run: Path) -> Evaluation:
-    return evaluate(str(run), "digits::train", "digits::val")
+def result(digits_run: Path) -> Evaluation:
+    return evaluate(str(digits_run), "digits::train", "digits::val")
 
 
 def test_every_figure_stands_beside_its_floors(result: Evaluation) -> None:
@@ -53,17 +43,17 @@ def test_every_figure_stands_beside_its_floors(result: Evaluation) -> None:
     assert result.command == "mixsiam evaluate digits --train digits::train --test digits::val"
 
 
-def test_a_run_carries_its_head(run: Path) -> None:
-    encoder = load_encoder(run)
+def test_a_run_carries_its_head(digits_run: Path) -> None:
+    encoder = load_encoder(digits_run)
     assert encoder.head == Whitening("digits", 1618, FLOOR)
-    moments = read_checkpoint(run)["moments"]
+    moments = read_checkpoint(digits_run)["moments"]
     assert moments["covariance"].shape == (512, 512)
     head = whitening(Moments(**moments), MAX_DIM)
     assert encoder.backbone.fc is not None
     torch.testing.assert_close(encoder.backbone.fc.weight, head.weight, rtol=0, atol=0)
 
 
-def test_a_changed_backbone_is_noticed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_backbone_is_noticed(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = evaluation._features
 
     def disturb(networks: dict[str, Any], *args: Any) -> dict[str, Features]:
@@ -73,7 +63,7 @@ def test_a_changed_backbone_is_noticed(run: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(evaluation, "_features", disturb)
     with pytest.raises(AssertionError, match="changed the backbone"):
-        evaluate(str(run), "digits::val", "digits::val")
+        evaluate(str(digits_run), "digits::val", "digits::val")
 
 
 def write_classes(root: Path, **images_of: Iterable[int]) -> str:
@@ -88,20 +78,20 @@ def write_classes(root: Path, **images_of: Iterable[int]) -> str:
     return str(root)
 
 
-def test_a_class_that_the_test_images_lack_moves_no_other(run: Path, tmp_path: Path) -> None:
+def test_a_class_that_the_test_images_lack_moves_no_other(digits_run: Path, tmp_path: Path) -> None:
     train = write_classes(tmp_path / "train", cat=[20] * 8, dog=[120] * 8, fox=[220] * 8)
     test = write_classes(tmp_path / "test", dog=[120] * 8, fox=[220] * 8)
-    found = evaluate(str(run), train, test)
+    found = evaluate(str(digits_run), train, test)
     assert found.rows[RAW].linear == 1.0  # It was 0: dog was class 1 in one folder and class 0 in the other.
     assert (found.classes, found.n_train, found.n_test) == (3, 24, 16)
 
 
-def test_sets_without_a_common_class_are_refused(run: Path, tmp_path: Path) -> None:
+def test_sets_without_a_common_class_are_refused(digits_run: Path, tmp_path: Path) -> None:
     train = write_classes(tmp_path / "train", cat=[20] * 2, dog=[120] * 2)
     with pytest.raises(DataError, match="no class in common"):
-        evaluate(str(run), train, write_classes(tmp_path / "test", fox=[20] * 2, owl=[120] * 2))
+        evaluate(str(digits_run), train, write_classes(tmp_path / "test", fox=[20] * 2, owl=[120] * 2))
     with pytest.raises(DataError, match="numbers for its classes"):
-        evaluate(str(run), train, "digits")
+        evaluate(str(digits_run), train, "digits")
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:
