@@ -18,10 +18,16 @@ from mixsiam_hub.export.card import BUILTIN_CARD, ROUNDING, render_card
 from mixsiam_hub.export.parity import measure_parity, min_cosine, run
 from mixsiam_hub.export.pictures import write_sheet
 from mixsiam_hub.export.preprocess_graph import preprocess_graph
-from mixsiam_hub.export.sentence_files import write_sentence_transformers
+from mixsiam_hub.export.sentence_files import sentence_transformers_files
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
 from mixsiam_hub.export.variants import Calibration, write_variants
-from mixsiam_hub.export.weights import backbone_fingerprint, round_convolutions, tensor_spans, write_weights
+from mixsiam_hub.export.weights import (
+    backbone_fingerprint,
+    round_convolutions,
+    tensor_spans,
+    write_dense,
+    write_weights,
+)
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import Variant
@@ -30,6 +36,7 @@ from mixsiam_hub.model.files import (
     CARD_FILE,
     COMPACT_ONNX_FILE,
     CONFIG_FILE,
+    DENSE_FILE,
     FASTEMBED_FILE,
     MANIFEST_FILE,
     ONNX_FILE,
@@ -128,7 +135,11 @@ def _write_files(
     _write_json(folder / CONFIG_FILE, config.to_json(license_id))
     _write_json(folder / PREPROCESSOR_FILE, preprocessor_json(config))
     _write_json(folder / PROCESSOR_FILE, processor_json(config, license_id))
-    write_sentence_transformers(encoder.backbone, folder)
+    if encoder.backbone.fc is not None:
+        (folder / DENSE_FILE).parent.mkdir()
+        write_dense(encoder.backbone.fc, folder / DENSE_FILE)
+    for name, content in sentence_transformers_files(config).items():
+        _write_json(folder / name, content)
     write_weights(encoder.backbone, folder / WEIGHTS_FILE, half=compact)
     _write_graphs(encoder, folder, compact)
     variants = {} if compact else write_variants(folder, config.preprocessing, calibration, force=force)

@@ -18,7 +18,7 @@ from mixsiam_hub.backends.signature import network_signature
 from mixsiam_hub.export.markdown import code, table, text
 from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.figures import EMBEDDING, Accuracy, Variant
+from mixsiam_hub.model.figures import EMBEDDING, RAW, WHITENED, Accuracy, Variant
 from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.model.manifest import Manifest
@@ -226,7 +226,7 @@ def _evaluations(manifest: Manifest) -> Iterator[str]:
         if ROUNDING in manifest.training and entry.fingerprint != manifest.fingerprint:
             what += " Measured before the weights were rounded to 16 bits."
         if not entry.clears_raw_pixels:
-            floor = "whitened raw pixels" if "raw pixels, whitened" in entry.rows else "raw pixels"
+            floor = f"whitened {RAW}" if entry.floor.endswith(WHITENED) else RAW
             what += f" **Undertrained**: less than 5 points of kNN above {floor}, so no comparison is drawn from it."
         if EMBEDDING in entry.rows:
             what += " A floor that is whitened has a head of its own, fitted on the training images."

@@ -158,7 +158,8 @@ def _embed(graph: Path, pixels: Pixels, pre: Preprocessing) -> Floats:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     batches = _batches(pixels, pre, f"measuring {graph.name}")
-    return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in batches])
+    embedding = session.get_outputs()[0].name
+    return np.concatenate([session.run([embedding], {INPUT: batch})[0] for batch in batches])
 
 
 def _refusal(data: str, fidelity: Fidelity) -> str:

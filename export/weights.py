@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.model.config import ModelConfig
@@ -56,6 +57,12 @@ def write_weights(backbone: Backbone, path: Path, *, half: bool) -> None:
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     if half:
         state = {name: tensor.half() if _is_convolution(tensor) else tensor for name, tensor in state.items()}
+    path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+def write_dense(head: nn.Linear, path: Path) -> None:
+    """Writes a head as sentence-transformers' Dense has it."""
+    state = {f"linear.{name}": tensor.contiguous() for name, tensor in head.state_dict().items()}
     path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
 
 

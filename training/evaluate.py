@@ -24,7 +24,7 @@ from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig, Preprocessing
-from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, Accuracy, Evaluation
+from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, RANDOM, RAW, WHITENED, Accuracy, Evaluation
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, TrainedEncoder, load_encoder
@@ -36,10 +36,6 @@ from mixsiam_hub.training.loop import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.recipe import data_name
 
-RAW = "raw pixels"
-RANDOM = "random weights"
-WHITENED = ", whitened"
-"""Behind the name of a floor: its features behind a head fitted on the training images."""
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
 PROBE_ITERATIONS = 1000

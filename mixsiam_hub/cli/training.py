@@ -54,9 +54,7 @@ def evaluate(model: str | None, train_data: str, test_data: str, out: Path | Non
         cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
         click.echo(f"{name:<24}" + "".join(f"{cell:>14}" for cell in cells))
     if not result.clears_raw_pixels:
-        floor = evaluation.RAW + evaluation.WHITENED
-        floor = floor if floor in result.rows else evaluation.RAW
-        click.echo(f"undertrained: kNN (k = 20) is less than 5 points above {floor}; draw no comparison from it")
+        click.echo(f"undertrained: kNN (k = 20) is less than 5 points above {result.floor}; draw no comparison from it")
     report.add(result)  # Last: whatever becomes of it, the figures are on the screen.
 
 

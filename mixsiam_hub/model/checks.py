@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import (
     CONFIG_FILE,
+    DENSE_FILE,
     FASTEMBED_FILE,
     MANIFEST_FILE,
     PREPROCESS_FILE,
@@ -39,6 +45,8 @@ def check_files(folder: ModelFolder) -> None:
     check_fingerprint(folder)
     check_preprocessing(folder)
     check_graphs(folder)
+    if folder.config.head_dim:
+        check_dense(folder)
 
 
 def check_graphs(folder: ModelFolder) -> None:
@@ -71,7 +79,7 @@ def check_fingerprint(folder: ModelFolder) -> None:
     Raises:
         ModelError: It is not mixsiam.json's, or the weights are no safetensors file.
     """
-    tensors = read_tensors(folder.read(WEIGHTS_FILE), folder.path / WEIGHTS_FILE)
+    tensors = _tensors(folder, WEIGHTS_FILE)
     if (got := fingerprint(tensors, folder.config)) != folder.manifest.fingerprint:
         raise ModelError(
             f"{folder.path}: the fingerprint of {WEIGHTS_FILE} and {CONFIG_FILE} is {got}, mixsiam.json says "
@@ -99,3 +107,19 @@ def check_preprocessing(folder: ModelFolder) -> None:
     other = ModelConfig.from_json(raw, f"{path}: image_processor").preprocessing
     if other != folder.config.preprocessing:
         raise ModelError(f"{path} holds {other}; {CONFIG_FILE} holds {folder.config.preprocessing}")
+
+
+def check_dense(folder: ModelFolder) -> None:
+    """Compares sentence-transformers' copy of the head with the head.
+
+    Raises:
+        ModelError: It is missing, or another one.
+    """
+    head, copy = _tensors(folder, WEIGHTS_FILE), _tensors(folder, DENSE_FILE)
+    for name in ("weight", "bias"):
+        if not np.array_equal(head[f"fc.{name}"], copy.get(f"linear.{name}", ())):
+            raise ModelError(f"{folder.path / DENSE_FILE}: linear.{name} is not fc.{name} of {WEIGHTS_FILE}")
+
+
+def _tensors(folder: ModelFolder, name: str) -> dict[str, NDArray[Any]]:
+    return read_tensors(folder.read(name), folder.path / name)

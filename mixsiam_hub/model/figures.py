@@ -19,6 +19,8 @@ MEASURES = ("knn20", "knn200", "linear")
 EMBEDDING, FIRST, POOLED = "embedding", "first 64 of it", "pooled"
 """An evaluation's rows of an encoder with a head: its output, the first FIRST_DIM numbers of that, and its input."""
 FIRST_DIM = 64
+RAW, RANDOM, WHITENED = "raw pixels", "random weights", ", whitened"
+"""Its floors' rows; WHITENED behind a name is that floor behind a head of its own, fitted on the training images."""
 EVALUATIONS = "evaluations"
 """The one key of report.json, and of mixsiam.json's `quality`."""
 
@@ -123,6 +125,11 @@ class Evaluation:
     steps: int | None = None
     train_digest: str | None = None
     test_digest: str | None = None
+
+    @property
+    def floor(self) -> str:
+        """The row that the encoder has to clear: raw pixels, whitened where the encoder is."""
+        return RAW + WHITENED if RAW + WHITENED in self.rows else RAW
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as `from_json` reads it."""

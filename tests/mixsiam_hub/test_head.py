@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,17 @@ from safetensors.numpy import load, save
 from mixsiam_hub import BUILTIN, ImageEncoder
 from mixsiam_hub.errors import ArgumentError, DataError, ModelError
 from mixsiam_hub.images.samples import draw_samples, write_samples
+from mixsiam_hub.model.checks import check_dense
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from mixsiam_hub.model.files import CONFIG_FILE, DENSE_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.model.known_answers import verify_folder
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.vectors.embed import embed_files
 from mixsiam_hub.vectors.search import check_encoder
 from mixsiam_hub.vectors.table import read_vectors
 
 PICTURES = list(draw_samples(5).values())
-
-
-@pytest.fixture(params=["onnx", "torch"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "torch":
-        pytest.importorskip("torchvision", reason="needs the extra torch")
-    return str(request.param)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The built-in encoder, to be broken."""
-    return Path(shutil.copytree(BUILTIN, tmp_path / "model"))
 
 
 def _unit(vectors: Any) -> Any:
@@ -174,6 +162,21 @@ def test_a_head_of_another_form_is_refused(folder: Path, change: dict[str, Any],
     edit_manifest(folder, WEIGHTS_FILE)
     with pytest.raises(ModelError, match=message):
         ImageEncoder.from_pretrained(folder, backend="torch")
+
+
+@pytest.mark.parametrize("name", ["linear.weight", "linear.bias"])
+def test_a_copy_for_sentence_transformers_that_is_another_head_is_found(folder: Path, name: str) -> None:
+    tensors = load((folder / DENSE_FILE).read_bytes())
+    check_dense(ModelFolder.open(folder))
+    (folder / DENSE_FILE).write_bytes(save(tensors | {name: tensors[name] + 1}))
+    edit_manifest(folder, DENSE_FILE)
+    with pytest.raises(ModelError, match=rf"{DENSE_FILE}: {name} is not fc\.{name.removeprefix('linear.')} of"):
+        verify_folder(folder)
+    del tensors[name]
+    (folder / DENSE_FILE).write_bytes(save(tensors))
+    edit_manifest(folder, DENSE_FILE)
+    with pytest.raises(ModelError, match=f"{name} is not"):
+        check_dense(ModelFolder.open(folder))
 
 
 def test_format_versions_to_come_are_refused() -> None:

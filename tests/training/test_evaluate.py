@@ -15,11 +15,11 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.samples import draw_samples
-from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, Evaluation, Whitening
+from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, RANDOM, RAW, WHITENED, Evaluation, Whitening
 from mixsiam_hub.training import evaluate as evaluation
 from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
-from mixsiam_hub.training.evaluate import RANDOM, RAW, WHITENED, Features, evaluate, linear_probe
+from mixsiam_hub.training.evaluate import Features, evaluate, linear_probe
 from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, whitening
 
 

@@ -15,7 +15,7 @@ import pytest
 from manifests import edit_manifest
 from numpy.typing import NDArray
 
-from mixsiam_hub import BUILTIN, ImageEncoder
+from mixsiam_hub import ImageEncoder
 from mixsiam_hub.errors import ModelError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.checks import check_fingerprint
@@ -23,19 +23,6 @@ from mixsiam_hub.model.files import CONFIG_FILE, MANIFEST_FILE, ONNX_FILE, WEIGH
 from mixsiam_hub.model.folder import ModelFolder
 
 PICTURES = list(draw_samples(4).values())
-
-
-@pytest.fixture(params=["onnx", "torch"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "torch":
-        pytest.importorskip("torchvision", reason="needs the extra torch")
-    return str(request.param)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The built-in encoder, to be broken."""
-    return Path(shutil.copytree(BUILTIN, tmp_path / "model"))
 
 
 def _weights(folder: Path, name: str, value: float) -> bytes:
