@@ -47,6 +47,10 @@ class RecipeError(MixsiamError):
     """A training recipe with an unknown key, a wrong type or a value out of range."""
 
 
+class TrainingError(MixsiamError):
+    """A run that cannot go on: a loss that is not finite, a process that was killed."""
+
+
 class MissingExtraError(MixsiamError, ImportError):
     """A part that needs an optional dependency that is not installed."""
 

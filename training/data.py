@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mixsiam_hub.errors import DataError, ImageError, missing_extra
+from mixsiam_hub.errors import DataError, ImageError, TrainingError, missing_extra
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import byte_table
 from mixsiam_hub.images.sources import ImageSet, Item, open_source
 from mixsiam_hub.images.stream import named_error
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.augment import Augmentation, draw_view
-from mixsiam_hub.training.mixing import draw_lam
+from mixsiam_hub.training.mixing import draw_lam, draw_pair
 from mixsiam_hub.training.streams import Purpose, permutation, stream
+from mixsiam_hub.untrusted import one_line
 
 DIGITS = "digits"
 HELD_OUT = 10
@@ -150,43 +152,82 @@ def _some(names: set[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-class ViewBatch(NamedTuple):
-    """One step's input.
+@dataclass(frozen=True)
+class ViewPlan:
+    """What is drawn of each image.
 
     Attributes:
-        x1: First views, (n, S, S, 3) uint8 RGB.
-        x2: Second views of the same images.
-        lam: Weight of x1 in the mixture, (n, 1, 1, 1) or (n, 1, S, S) float32.
-        skipped: Key of each corrupt image that was left out -> why; n + len(skipped) is the recipe's batch size.
+        how: Augmentation of the views.
+        views: K, at least 2.
+        local_how: Augmentation of the local views.
+        local_views: V; 0 for none.
+        mixture: One of mixing.MIXTURES.
+        mixtures: M, at least 1.
+        lam_alpha: lam ~ Beta(lam_alpha, lam_alpha).
     """
 
-    x1: torch.Tensor
-    x2: torch.Tensor
-    lam: torch.Tensor
+    how: Augmentation
+    views: int = 2
+    local_how: Augmentation | None = None
+    local_views: int = 0
+    mixture: str = "linear"
+    mixtures: int = 1
+    lam_alpha: float = 1.0
+
+
+class Sample(NamedTuple):
+    """What is drawn of one image.
+
+    Attributes:
+        views: (K, S, S, 3) uint8 RGB.
+        local_views: (V, s, s, 3) uint8 RGB.
+        lams: Weight of the first view in each mixture, (M, 1, 1, 1) or (M, 1, S, S) float32.
+        pairs: Which two views each mixture is of, (M, 2) int64.
+    """
+
+    views: NDArray[np.uint8]
+    local_views: NDArray[np.uint8]
+    lams: NDArray[np.float32]
+    pairs: NDArray[np.int64]
+
+
+class ViewBatch(NamedTuple):
+    """One step's input, of n images: as of `Sample`, with n behind the first axis.
+
+    Attributes:
+        views: (K, n, S, S, 3) uint8 RGB.
+        local_views: (V, n, s, s, 3) uint8 RGB.
+        lams: (M, n, 1, 1, 1) or (M, n, 1, S, S) float32.
+        pairs: (M, n, 2) int64.
+        skipped: Key of each corrupt image that was left out -> why; n + len(skipped) is this process's share of the
+            recipe's batch size.
+    """
+
+    views: torch.Tensor
+    local_views: torch.Tensor
+    lams: torch.Tensor
+    pairs: torch.Tensor
     skipped: dict[str, str]
 
-
-Sample = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]
-"""x1 and x2, (S, S, 3) each, and lam."""
+    @property
+    def size(self) -> int:
+        """How many images it holds, n."""
+        return self.views.shape[1]
 
 
 class Views(Dataset[Sample | ImageError]):
-    """(x1, x2, lam) of an (epoch, position), a pure function of the seed; an ImageError for a corrupt image."""
+    """The sample of an (epoch, position), a pure function of the seed; an ImageError for a corrupt image."""
 
-    def __init__(self, images: ImageSet, how: Augmentation, mixture: str, lam_alpha: float, seed: int) -> None:
+    def __init__(self, images: ImageSet, plan: ViewPlan, seed: int) -> None:
         """Takes what determines the views.
 
         Args:
             images: The training images.
-            how: The augmentation.
-            mixture: One of mixing.MIXTURES.
-            lam_alpha: lam ~ Beta(lam_alpha, lam_alpha).
+            plan: What is drawn of each.
             seed: Of the run.
         """
         self.images = images
-        self.how = how
-        self.mixture = mixture
-        self.lam_alpha = lam_alpha
+        self.plan = plan
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
@@ -196,31 +237,60 @@ class Views(Dataset[Sample | ImageError]):
             image = load_image(item.source, name=item.key)
         except ImageError as error:
             return named_error(item.key, error)
-        index = int(self.images.indices[position])
-        x1 = draw_view(image, self.how, stream(self.seed, Purpose.VIEW_1, epoch, index))
-        x2 = draw_view(image, self.how, stream(self.seed, Purpose.VIEW_2, epoch, index))
-        rng = stream(self.seed, Purpose.MIXTURE, epoch, index)
-        return x1, x2, draw_lam(self.mixture, self.lam_alpha, self.how.size_px, rng)
+        plan, index = self.plan, int(self.images.indices[position])
+
+        def rng(purpose: Purpose, number: int = 0) -> np.random.Generator:
+            return stream(self.seed, purpose, epoch, index, number)
+
+        streams = [rng(Purpose.VIEW_1), rng(Purpose.VIEW_2)]
+        streams += [rng(Purpose.MORE_VIEWS, number) for number in range(2, plan.views)]
+        views = np.stack([draw_view(image, plan.how, one) for one in streams])
+        local_views = np.empty((0, 0, 0, 3), np.uint8)
+        if plan.local_how is not None:
+            locals_ = [rng(Purpose.LOCAL_VIEWS, number) for number in range(plan.local_views)]
+            local_views = np.stack([draw_view(image, plan.local_how, one) for one in locals_])
+        lams, pairs = [], []
+        for number in range(plan.mixtures):
+            mixture_rng = rng(Purpose.MIXTURE, number)
+            lams.append(draw_lam(plan.mixture, plan.lam_alpha, plan.how.size_px, mixture_rng))
+            pairs.append(draw_pair(plan.views, mixture_rng))
+        return Sample(views, local_views, np.stack(lams), np.stack(pairs))
 
 
 class Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position) from a step on: each epoch shuffled anew, its last incomplete batch left out."""
+    """Batches of (epoch, position) from a step on: each epoch shuffled anew, its last incomplete batch left out.
 
-    def __init__(self, images: int, batch_size: int, epochs: int, seed: int, first_step: int = 0) -> None:
+    Of several processes each has its own part of every batch, all of the same size.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        first_step: int = 0,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         """Takes what determines the order.
 
         Args:
             images: How many there are.
-            batch_size: Images a step.
+            batch_size: Images a step, over all processes; a multiple of their number.
             epochs: Passes over the images.
             seed: Of the run.
             first_step: To go on from.
+            rank: Number of this process, from 0.
+            processes: How many there are.
         """
         self.images = images
         self.batch_size = batch_size
         self.epochs = epochs
         self.seed = seed
         self.first_step = first_step
+        self.share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps = self.images // self.batch_size
@@ -230,7 +300,8 @@ class Order(Sampler[list[tuple[int, int]]]):
                 epoch = step // steps
                 order = permutation(self.images, self.seed, Purpose.ORDER, epoch)
             start = step % steps * self.batch_size
-            yield [(epoch, int(position)) for position in order[start : start + self.batch_size]]
+            batch = order[start : start + self.batch_size]
+            yield [(epoch, int(position)) for position in batch[self.share]]
 
     def __len__(self) -> int:
         return self.epochs * (self.images // self.batch_size) - self.first_step
@@ -241,22 +312,53 @@ def collate(samples: Sequence[Sample | ImageError]) -> ViewBatch:
     good = [sample for sample in samples if not isinstance(sample, ImageError)]
     skipped = {sample.image: str(sample) for sample in samples if isinstance(sample, ImageError)}
     if not good:
-        empty = torch.zeros(0)
-        return ViewBatch(empty, empty, empty, skipped)
-    x1, x2, lam = (torch.from_numpy(np.stack(column)) for column in zip(*good, strict=True))
-    return ViewBatch(x1, x2, lam, skipped)
+        empty = torch.zeros(0, 0)
+        return ViewBatch(empty, empty, empty, empty, skipped)
+    views, local_views, lams, pairs = (torch.from_numpy(np.stack(column, axis=1)) for column in zip(*good, strict=True))
+    return ViewBatch(views, local_views, lams, pairs, skipped)
 
 
-def make_loader(views: Views, order: Order, workers: int) -> Iterable[ViewBatch]:
-    """Returns the batches of a whole run, or of what is left of it."""
-    return DataLoader(
+def blank_batch(plan: ViewPlan) -> ViewBatch:
+    """Returns two black images, for a process that has no image of a step and must not let the others wait."""
+
+    def blank(count: int, how: Augmentation) -> NDArray[np.uint8]:
+        return np.zeros((count, how.size_px, how.size_px, 3), np.uint8)
+
+    local_how = plan.local_how or plan.how
+    lams, pairs = np.ones((plan.mixtures, 1, 1, 1), np.float32), np.tile(np.arange(2), (plan.mixtures, 1))
+    sample = Sample(blank(plan.views, plan.how), blank(plan.local_views, local_how), lams, pairs)
+    return collate([sample, sample])
+
+
+def make_loader(views: Views, order: Order, workers: int) -> Iterator[ViewBatch]:
+    """Yields the batches of a whole run, or of what is left of it.
+
+    Raises:
+        TrainingError: One of the workers was killed.
+    """
+    loader = DataLoader(
         views,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=collate,
         multiprocessing_context=_start_method() if workers else None,
+        worker_init_fn=_leave_sigterm,
         pin_memory=torch.cuda.is_available(),
     )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a worker that decodes images ended: {one_line(error)}; if the system is out of memory, --resume with "
+            "fewer: --set workers=1"
+        ) from error
+
+
+def _leave_sigterm(worker: int) -> None:
+    """Lets the main process finish its step where a batch system sends SIGTERM to all of them; it ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _start_method() -> str | None:

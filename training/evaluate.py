@@ -32,7 +32,7 @@ from mixsiam_hub.training.data import class_numbers, common_classes, open_images
 from mixsiam_hub.training.features import clean_statistics, extract, read_batches, use_statistics
 from mixsiam_hub.training.head import MAX_DIM, moments_of, whitening
 from mixsiam_hub.training.knn import knn_accuracy
-from mixsiam_hub.training.loop import pick_device, pick_precision
+from mixsiam_hub.training.machine import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.recipe import data_name
 

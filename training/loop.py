@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mixsiam_hub.atomic import write_text
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.cpus import available_cpus
-from mixsiam_hub.errors import DataError, OutputError
+from mixsiam_hub.errors import DataError, OutputError, RecipeError, TrainingError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.checkpoint import (
     CHECKPOINT_FILE,
@@ -27,11 +27,22 @@ from mixsiam_hub.training.checkpoint import (
     measure_clean,
     save_checkpoint,
 )
-from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, normalise_on_device, open_for_training
+from mixsiam_hub.training.convolution import use_matmul
+from mixsiam_hub.training.data import (
+    Order,
+    ViewBatch,
+    Views,
+    blank_batch,
+    make_loader,
+    normalise_on_device,
+    open_for_training,
+)
 from mixsiam_hub.training.init import Origin, load_init
 from mixsiam_hub.training.log import finite, write_log, write_scalars
-from mixsiam_hub.training.model import MixSiam
+from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
+from mixsiam_hub.training.model import Inputs, MixSiam
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, target_bias, verdict, z_std
+from mixsiam_hub.training.processes import Processes, joined, sigterm_noted
 from mixsiam_hub.training.provenance import provenance
 from mixsiam_hub.training.recipe import Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
@@ -40,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 MOMENTUM = 0.9
 STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "target_bias")
+SYNC_STEPS = 10
+"""Steps between two looks at the losses: each look waits for the device, and for the other processes."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +61,53 @@ class Outcome:
 
     Attributes:
         run: Its folder.
-        verdict: `healthy`, `weak` or `collapsed`, of the last epoch.
-        finished: False where it stopped early after collapsed epochs.
+        verdict: `healthy`, `weak` or `collapsed`, of the last epoch; None before the first one's end.
+        finished: False where it stopped early: after collapsed epochs, or when it was told to.
+        interrupted: Stopped by SIGTERM, with a checkpoint: `--resume` goes on.
     """
 
     run: Path
-    verdict: str
+    verdict: str | None
     finished: bool
+    interrupted: bool = False
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
-    """Trains an encoder as a recipe says.
+    """Trains an encoder as a recipe says, in this process or, under torchrun, in all of them together.
 
     Args:
         recipe: Everything that determines the result.
         resume: Go on with the run in `run_dir`, or with the newest of this name, from its last checkpoint; the result
-            equals that of a run that was never stopped, at an equal thread count.
+            equals that of a run that was never stopped, at an equal thread count. The number of processes may change.
 
     Raises:
         DataError: The data cannot be used, there is no run to resume, or its images were others.
-        RecipeError: The run to resume has another recipe, or `init` does not fit.
+        RecipeError: The run to resume has another recipe, `init` does not fit, or batch_size is no multiple of the
+            number of processes.
         OutputError: The run folder cannot be written, or the disk is full.
+        TrainingError: The loss is no longer finite, or a worker was killed; the last checkpoint stays.
     """
-    with nullcontext(find_run(recipe)) if resume else new_run(recipe) as run:
-        trainer = _prepare(recipe, run)
-    return trainer.run_to_end()
+    with joined() as processes:
+        _check_fit(recipe, processes)
+        with ExitStack() as stack:
+            folder = nullcontext(find_run(recipe)) if resume else new_run(recipe)
+            run = processes.first(lambda: stack.enter_context(folder))
+            trainer = _prepare(recipe, run, processes)
+        return trainer.run_to_end()
 
 
-def _prepare(recipe: Recipe, run: Path) -> _Trainer:
+def _check_fit(recipe: Recipe, processes: Processes) -> None:
+    """Raises RecipeError where a recipe cannot run on these processes."""
+    if recipe.batch_size % processes.count:
+        raise RecipeError(
+            f"batch_size is {recipe.batch_size}, of all processes together; it must be a multiple of their number, "
+            f"{processes.count}"
+        )
+    if recipe.sync_batchnorm and pick_device().type != "cuda":
+        raise RecipeError("sync_batchnorm needs GPUs; set it to false")
+
+
+def _prepare(recipe: Recipe, run: Path, processes: Processes) -> _Trainer:
     """Does all that can fail before the first step."""
     torch.set_num_threads(recipe.threads or available_cpus())
     train_images, val_images = open_for_training(recipe.data, recipe.val_data)
@@ -87,18 +119,20 @@ def _prepare(recipe: Recipe, run: Path) -> _Trainer:
     for folder, reason in train_images.unreadable.items():
         logger.warning("%s cannot be searched for images: %s", folder, reason)
     recipe = replace(recipe, epochs=recipe.epochs_for(len(train_images)), run_dir=str(run))
-    return _Trainer(recipe, run, train_images, val_images)
+    return _Trainer(recipe, run, train_images, val_images, processes)
 
 
 class _Trainer:
-    """The state of one run in one process."""
+    """The state of one run in one of its processes; only the first one writes."""
 
-    def __init__(self, recipe: Recipe, run: Path, images: ImageSet, val_images: ImageSet | None) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Path, images: ImageSet, val_images: ImageSet | None, processes: Processes
+    ) -> None:
         self.recipe = recipe
         self.run = run
         self.images = images
+        self.processes = processes
         self.device = pick_device()
-        self.precision = pick_precision(recipe.precision, self.device)
         self.pre = recipe.model_config.preprocessing
         self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device)
         self.optimiser = make_optimiser(self.model, recipe)
@@ -106,9 +140,13 @@ class _Trainer:
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.origin: Origin | None = None
         self.progress = self._start_or_resume(data_identity(images, val_images))
-        write_text(run / RECIPE_FILE, recipe.to_toml())
-        self.monitor = Monitor(images, val_images, self.pre, self.precision)
+        self.precision = self._precision()
+        self.values = STEP_VALUES if recipe.mixture_weight else STEP_VALUES[:-1]
+        self.rows: list[torch.Tensor] = []
         self.initial = Health(**self.progress.log[0]["health"]) if self.progress.log else None
+        if processes.is_first:
+            write_text(run / RECIPE_FILE, recipe.to_toml())
+            self.monitor = Monitor(images, val_images, self.pre, self.precision)
 
     def _start_or_resume(self, data: dict[str, Any]) -> Progress:
         if (self.run / CHECKPOINT_FILE).is_file():
@@ -119,116 +157,219 @@ class _Trainer:
             self.origin = load_init(self.model.backbone, self.recipe)
         return Progress(data=data)
 
+    def _precision(self) -> str:
+        """A run keeps the precision that it began with, wherever it goes on."""
+        if self.progress.log and self.recipe.precision == "auto":
+            return str(self.progress.log[0]["run"]["precision"])
+        precision = pick_precision(self.recipe.precision, self.device)
+        logger.info("precision: %s on %s", precision, self.device)
+        return precision
+
     def run_to_end(self) -> Outcome:
-        started, checkpointed = time.monotonic() - self.progress.seconds, time.monotonic()
+        self.started, checkpointed = time.monotonic() - self.progress.seconds, time.monotonic()
         if self.initial is None:
-            self.initial = self.monitor.measure_untrained(self.model)
-            floor = {"images": len(self.images), "raw_pixel_knn": self.monitor.raw_pixel_knn()}
-            self._log(0, self.initial, floor)
+            self._log(self.processes.first(self._measure_untrained))
             self._save()
+        if self.precision == "bf16" and self.device.type == "cpu" and has_amx():
+            use_matmul(self.model.backbone)
         self.model.train()
-        for batch in self._batches():
-            if len(batch.x1) > 1:
+        self.network = self.processes.wrap(self.model, self.recipe.sync_batchnorm)
+        with sigterm_noted() as told:
+            for batch in self._batches():
                 self._step(batch)
-            self._skip(batch.skipped)
-            self.progress.step += 1
-            self.progress.seconds = time.monotonic() - started
-            epoch, within = divmod(self.progress.step, self.steps_per_epoch)
-            if within == 0:
-                self._end_epoch(epoch)
-            if within == 0 or time.monotonic() - checkpointed > 60 * self.recipe.checkpoint_minutes:
-                self._save()
-                checkpointed = time.monotonic()
-            if within == 0 and self._has_collapsed():
-                break
+                self.progress.step += 1
+                self.progress.seconds = time.monotonic() - self.started
+                epoch, within = divmod(self.progress.step, self.steps_per_epoch)
+                is_alone = self.processes.count == 1
+                is_look = within == 0 or self.progress.step % SYNC_STEPS == 0
+                is_told = self._look(told.is_set()) if is_look else is_alone and told.is_set()
+                if within == 0:
+                    self._end_epoch(epoch)
+                is_due = time.monotonic() - checkpointed > 60 * self.recipe.checkpoint_minutes
+                if within == 0 or is_told or (is_due and (is_look or is_alone)):
+                    self._save()
+                    checkpointed = time.monotonic()
+                if is_told and self.progress.step < self.total_steps:
+                    return self._outcome(interrupted=True)
+                if within == 0 and self._has_collapsed():
+                    break
+        return self.processes.first(self._finish)
+
+    def _measure_untrained(self) -> dict[str, Any]:
+        self.initial = self.monitor.measure_untrained(self.model)
+        floor = {"images": len(self.images), "raw_pixel_knn": self.monitor.raw_pixel_knn()}
+        machine = provenance(self.precision, self.device, self.processes.count, self.origin)
+        return self._line(0, self.initial, floor | {"run": machine})
+
+    def _finish(self) -> Outcome:
         write_log(self.run, self.progress.log)
         if not self.progress.statistics:
-            measured = measure_clean(self.model.backbone, self.images, self.recipe)
-            self.progress.statistics, self.progress.moments = measured
+            backbone = make_model(self.recipe).backbone.to(memory_format=torch.channels_last).to(self.device)
+            backbone.load_state_dict(self.model.backbone.state_dict())
+            self.progress.statistics, self.progress.moments = measure_clean(backbone, self.images, self.recipe)
             self._save()
         if count := len(self.progress.unreadable):
             logger.warning("images left out because they cannot be read: %d", count)
-        return Outcome(self.run, self.progress.log[-1]["verdict"], self.progress.step == self.total_steps)
+        return self._outcome()
+
+    def _outcome(self, *, interrupted: bool = False) -> Outcome:
+        finished = self.progress.step == self.total_steps
+        return Outcome(self.run, self.progress.log[-1]["verdict"], finished, interrupted)
 
     def _batches(self) -> Iterator[ViewBatch]:
-        recipe, step = self.recipe, self.progress.step
+        recipe, step, processes = self.recipe, self.progress.step, self.processes
         if self._has_collapsed():
             return
-        views = Views(self.images, recipe.augmentation, recipe.mixture, recipe.lam_alpha, recipe.seed)
-        order = Order(len(self.images), recipe.batch_size, recipe.epochs, recipe.seed, step)
-        loader = make_loader(views, order, recipe.workers)
-        with tqdm(total=self.total_steps, initial=step, unit="step", desc=self.run.name) as bar:
+        order = Order(
+            len(self.images),
+            recipe.batch_size,
+            recipe.epochs,
+            recipe.seed,
+            step,
+            rank=processes.rank,
+            processes=processes.count,
+        )
+        loader = make_loader(Views(self.images, recipe.view_plan, recipe.seed), order, recipe.workers)
+        with tqdm(
+            total=self.total_steps, initial=step, unit="step", desc=self.run.name, disable=not processes.is_first
+        ) as bar:
             for batch in loader:
                 yield batch
                 bar.update()
-                if (count := self.progress.sums.get("steps", 0)) > 0:
-                    bar.set_postfix(loss=f"{self.progress.sums['loss'] / count:.3f}", refresh=False)
+                bar.set_postfix(self._postfix(bar.format_dict["rate"]), refresh=False)
+
+    def _postfix(self, steps_per_second: float | None) -> dict[str, str]:
+        shown = {"images/s": f"{(steps_per_second or 0) * self.recipe.batch_size:.0f}"}
+        if count := self.progress.sums.get("steps"):
+            shown["loss"] = f"{self.progress.sums['loss'] / count:.3f}"
+        shown["rank"] = f"{self.progress.log[-1]['health']['rank_backbone'] or 0:.0f}"
+        return shown
 
     def _step(self, batch: ViewBatch) -> None:
+        self._note(batch.skipped)
+        row = torch.zeros(len(self.values) + 2, device=self.device)  # One step, its values, and the images left out.
+        row[-1] = len(batch.skipped)
+        self.rows.append(row)
+        is_enough = batch.size > 1
+        if not is_enough and self.processes.count == 1:
+            return
         for group in self.optimiser.param_groups:
             if group["decays"]:
                 group["lr"] = cosine_lr(self.progress.step, self.total_steps, self.recipe.peak_lr)
-        x1, x2 = (normalise_on_device(x.to(self.device), self.pre) for x in (batch.x1, batch.x2))
+        inputs = self._inputs(batch if is_enough else blank_batch(self.recipe.view_plan))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            out = self.model(x1, x2, batch.lam.to(self.device))
+            out = self.network(inputs)
         self.optimiser.zero_grad(set_to_none=True)
-        out.loss.backward()
+        (out.loss if is_enough else 0 * out.loss).backward()
         self.optimiser.step()
-        values = [out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1)]
-        if out.target is not None:
-            values.append(target_bias(out.target))
-        # One transfer for all: each costs a wait on a GPU.
-        self._add(steps=1, **dict(zip(STEP_VALUES, torch.stack(values).tolist(), strict=False)))
+        self.model.update_average()
+        if is_enough:
+            values = [out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1)]
+            if out.target is not None:
+                values.append(target_bias(out.target))
+            row[:-1] = torch.stack([torch.ones_like(out.loss_sim), *values])
 
-    def _add(self, **values: float) -> None:
-        for key, value in values.items():
-            self.progress.sums[key] = self.progress.sums.get(key, 0.0) + value
+    def _inputs(self, batch: ViewBatch) -> Inputs:
+        views, local_views, lams, pairs = (
+            [part.to(self.device, non_blocking=True) for part in column] for column in batch[:4]
+        )
+        views, local_views = (
+            [normalise_on_device(view, self.pre) for view in column] for column in (views, local_views)
+        )
+        return Inputs(views, local_views, lams, pairs)
 
-    def _skip(self, skipped: dict[str, str]) -> None:
-        self._add(skipped=len(skipped))
+    def _look(self, is_told: bool = False) -> bool:
+        """Adds up the values of the steps since the last look; returns whether any process was told to stop.
+
+        Raises:
+            TrainingError: The loss of one of them is not finite.
+        """
+        # One transfer for all: each waits for the device, and for the other processes.
+        told = torch.zeros_like(self.rows[0])
+        told[0] = is_told
+        *rows, told = self.processes.sum(torch.stack([*self.rows, told])).tolist()
+        first_step = self.progress.step - len(rows)
+        self.rows = []
+        for step, (steps, *values, skipped) in enumerate(rows, start=first_step):
+            means = {name: value / steps for name, value in zip(self.values, values, strict=True)} if steps else {}
+            if not math.isfinite(means.get("loss", 0)):
+                raise TrainingError(self._diagnosis(step, means))
+            for name, value in (({"steps": 1} if steps else {}) | means | {"skipped": int(skipped)}).items():
+                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        return bool(told[0])
+
+    def _diagnosis(self, step: int, values: Mapping[str, float]) -> str:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        broken = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
+        where = f"{len(broken)} weights and statistics are not finite either, {broken[0]} the first" if broken else ""
+        return (
+            f"{self.run}: the loss of step {step} (epoch {step // self.steps_per_epoch + 1}) is not finite: {shown}; "
+            f"learning rate {cosine_lr(step, self.total_steps, self.recipe.peak_lr):.4g}, {self.precision}"
+            f"{'; ' * bool(where)}{where}. The checkpoint before it stays. Start anew with half the lr, or with "
+            "--set precision=fp32"
+        )
+
+    def _note(self, skipped: dict[str, str]) -> None:
         for key in skipped.keys() - self.progress.unreadable.keys():
             logger.warning("left out: %s", skipped[key])
             self.progress.unreadable[key] = skipped[key]
 
     def _save(self) -> None:
+        if not self.processes.is_first:
+            return
+        if self.rows:
+            self._look()
         try:
             save_checkpoint(self.run, self.model, self.optimiser, self.progress)
         except OutputError as error:
             raise OutputError(f"{error}; mend that and add --resume: the last checkpoint is whole") from error
 
     def _end_epoch(self, epoch: int) -> None:
-        sums, self.progress.sums = self.progress.sums, {}
+        for unreadable in self.processes.gather(self.progress.unreadable):
+            self.progress.unreadable |= unreadable
+        self._log(self.processes.first(lambda: self._measure(epoch)))
+        self.progress.sums = {}
+
+    def _measure(self, epoch: int) -> dict[str, Any]:
+        sums = self.progress.sums
         count = max(sums.get("steps", 0), 1)
         means = {key: sums.get(key, math.nan) / count for key in ("loss", "loss_sim", "loss_mix")}
         bias = sums["target_bias"] / count if "target_bias" in sums else None
         health = self.monitor.measure(self.model, sums.get("z_std", math.nan) / count, bias)
         lr = cosine_lr(self.progress.step - 1, self.total_steps, self.recipe.peak_lr)
-        self._log(epoch, health, means | {"lr": lr, "skipped": int(sums["skipped"])})
+        return self._line(epoch, health, means | {"lr": lr, "skipped": int(sums["skipped"])})
 
-    def _log(self, epoch: int, health: Health, values: dict[str, Any]) -> None:
+    def _line(self, epoch: int, health: Health, values: dict[str, Any]) -> dict[str, Any]:
         assert self.initial is not None
-        line = {
-            "epoch": epoch,
-            "step": self.progress.step,
-            "verdict": verdict(health, self.initial),
-            **values,
-            "rank_backbone_rel": health.rank_backbone / max(self.initial.rank_backbone, 1e-12),
-            "rank_z_rel": health.rank_z / max(self.initial.rank_z, 1e-12),
-            "health": asdict(health),
-            "seconds": round(self.progress.seconds, 3),
-        }
-        if epoch == 0:
-            line["run"] = provenance(self.precision, self.device, self.origin)
-        self.progress.log.append(finite(line))
+        line: dict[str, Any] = finite(
+            {
+                "epoch": epoch,
+                "step": self.progress.step,
+                "verdict": verdict(health, self.initial),
+                **values,
+                "rank_backbone_rel": health.rank_backbone / max(self.initial.rank_backbone, 1e-12),
+                "rank_z_rel": health.rank_z / max(self.initial.rank_z, 1e-12),
+                "health": asdict(health),
+                "seconds": round(self.progress.seconds, 3),
+            }
+        )
+        return line
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.progress.log.append(line)
+        if not self.processes.is_first:
+            return
         write_log(self.run, self.progress.log)
-        knn = f", knn20 {health.knn20:.1%}" if health.knn20 is not None else ""
-        logger.info("epoch %d of %d: %s%s", epoch, self.recipe.epochs, line["verdict"] or "before training", knn)
+        knn20 = line["health"]["knn20"]
+        knn = f", knn20 {knn20:.1%}" if knn20 is not None else ""
+        epochs = self.recipe.epochs
+        logger.info("epoch %d of %d: %s%s", line["epoch"], epochs, line["verdict"] or "before training", knn)
         write_scalars(self.run, line)
 
     def _has_collapsed(self) -> bool:
         last = [line["verdict"] for line in self.progress.log[1:]][-self.recipe.stop_after :]
         collapsed = 0 < self.recipe.stop_after == len(last) and set(last) == {"collapsed"}
-        if collapsed:
+        if collapsed and self.processes.is_first:
             logger.error("collapsed for %d epochs; stopped. Try: %s", len(last), "; or ".join(ADVICE))
         return collapsed
 
@@ -244,36 +385,21 @@ def make_model(recipe: Recipe) -> MixSiam:
         predictor_dim=recipe.predictor_dim,
         w=recipe.mixture_weight,
         target=recipe.target,
+        predictors=recipe.predictors,
+        momentum_target=recipe.momentum_target,
     )
 
 
 def make_optimiser(model: MixSiam, recipe: Recipe) -> torch.optim.SGD:
-    """SGD over all parameters; the predictor's learning rate stays constant (SimSiam, table 1, its best row)."""
+    """SGD over all parameters; the predictors' learning rate stays constant (SimSiam, table 1, its best row)."""
     encoder = [*model.backbone.parameters(), *model.projector.parameters()]
-    groups = [
-        {"params": encoder, "decays": True},
-        {"params": list(model.predictor.parameters()), "decays": False},
-    ]
+    predictors = [*model.predictor.parameters()]
+    if model.own_predictor is not None:
+        predictors += model.own_predictor.parameters()
+    groups = [{"params": encoder, "decays": True}, {"params": predictors, "decays": False}]
     return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=MOMENTUM, weight_decay=recipe.weight_decay, fused=True)
 
 
 def cosine_lr(step: int, total_steps: int, peak: float) -> float:
     """Cosine from `peak` at step 0 to 0 at `total_steps`, without warm-up (SimSiam, section 4)."""
     return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-
-
-def pick_device() -> torch.device:
-    """The best device here: cuda, mps or cpu. Only cpu has been run."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def pick_precision(asked: str, device: torch.device) -> str:
-    """Resolves `auto`: bf16 where the hardware computes it, else fp32."""
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if native else "fp32"

@@ -7,6 +7,8 @@ nor any released code fixes it: the maximum is taken of the projector's outputs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -21,18 +23,16 @@ def negative_cosine(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     return -functional.cosine_similarity(p.float(), z.float(), dim=1).mean()  # (N, D) -> (N,) -> scalar
 
 
-def discriminative_target(z1: torch.Tensor, z2: torch.Tensor, kind: str = "max") -> torch.Tensor:
-    """Combines the projections of two views into the mixture's target, (N, D) float32.
+def discriminative_target(zs: Sequence[torch.Tensor], kind: str = "max") -> torch.Tensor:
+    """Combines the projections of an image's views into the mixture's target, (N, D) float32.
 
     Args:
-        z1: Projections of x1.
-        z2: Projections of x2.
+        zs: K projections, (N, D) each; the paper has two.
         kind: `max`, the paper's; two ablations: `mean`, and `max-centred`, the maximum minus its mean over the batch.
-            The maximum of two zero-mean vectors is not zero-mean: a bias of the predictor alone can win part of the
-            loss.
+            The maximum of zero-mean vectors is not zero-mean: a bias of the predictor alone can win part of the loss.
     """
-    z1, z2 = z1.float(), z2.float()
+    stacked = torch.stack([z.float() for z in zs])  # (K, N, D)
     if kind == "mean":
-        return (z1 + z2) / 2
-    z_max = torch.maximum(z1, z2)
+        return stacked.mean(dim=0)
+    z_max = stacked.amax(dim=0)
     return z_max - z_max.mean(dim=0, keepdim=True) if kind == "max-centred" else z_max

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,6 +38,11 @@ def draw_lam(mixture: str, alpha: float, size_px: int, rng: np.random.Generator)
     return mask
 
 
+def draw_pair(views: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draws which two views of an image are mixed, (2,); of two views always the first and the second, as the paper."""
+    return np.sort(rng.choice(views, size=2, replace=False)) if views > 2 else np.arange(2)
+
+
 def mix(x1: torch.Tensor, x2: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
     """Returns x_m = lam x1 + (1 - lam) x2.
 
@@ -45,3 +52,19 @@ def mix(x1: torch.Tensor, x2: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
         lam: (N, 1, 1, 1) or (N, 1, H, W) in [0, 1].
     """
     return lam * x1 + (1 - lam) * x2
+
+
+def pick(views: Sequence[torch.Tensor] | torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Takes of each image the view of its number.
+
+    Args:
+        views: K times (N, 3, H, W).
+        numbers: (N,) int64, from 0 to K - 1.
+
+    Returns:
+        (N, 3, H, W).
+    """
+    picked = views[0]
+    for number, view in enumerate(views[1:], start=1):
+        picked = torch.where((numbers == number)[:, None, None, None], view, picked)
+    return picked

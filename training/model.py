@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,9 +12,25 @@ from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.training.losses import discriminative_target, negative_cosine
-from mixsiam_hub.training.mixing import mix
+from mixsiam_hub.training.mixing import mix, pick
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class Inputs(NamedTuple):
+    """What one step shows of N images, on one device.
+
+    Attributes:
+        views: K random views of each image, (N, 3, H, W) each, normalised.
+        local_views: V smaller ones, (N, 3, h, w) each; they predict targets and are none.
+        lams: Weight of the first view in each of M mixtures, (N, 1, 1, 1) or (N, 1, H, W) each.
+        pairs: Numbers of the two views that are mixed, (N, 2) int64 each.
+    """
+
+    views: Sequence[torch.Tensor]
+    local_views: Sequence[torch.Tensor]
+    lams: Sequence[torch.Tensor]
+    pairs: Sequence[torch.Tensor]
 
 
 class Objective(NamedTuple):
@@ -23,8 +40,8 @@ class Objective(NamedTuple):
         loss: L = L_sim + w L_mix, scalar float32 with gradient.
         loss_sim: L_sim, detached.
         loss_mix: L_mix, detached; 0 where w = 0.
-        z1: Projections of x1, (N, D) float32, detached.
-        target: What the mixture's predictions are drawn to, (N, D) float32, detached; None where w = 0.
+        z1: Projections of the first view, (N, D) float32, detached.
+        target: What the mixtures' predictions are drawn to, (N, D) float32, detached; None where w = 0.
     """
 
     loss: torch.Tensor
@@ -39,6 +56,10 @@ class MixSiam(nn.Module):
 
     The siamese term, the element-wise maximum as target and the mixture of two views of one instance are the paper's;
     that the terms are summed with w = 1, and that the mixture is its own batch in every BatchNorm, are our choices.
+
+    Beyond the paper: more than two views, each drawn to the mean of the others, are FastSiam's (Pototzky et al. 2022);
+    smaller local views SwAV's multi-crop (arXiv 2006.09882), a predictor of their own for these and for mixtures after
+    arXiv 2602.05845; targets from a moving average BYOL's (arXiv 2006.07733). More than one mixture is ours.
     """
 
     def __init__(
@@ -50,6 +71,8 @@ class MixSiam(nn.Module):
         predictor_dim: int = 512,
         w: float = 1.0,
         target: str = "max",
+        predictors: str = "shared",
+        momentum_target: float = 0.0,
     ) -> None:
         """Builds the heads around a backbone.
 
@@ -58,39 +81,69 @@ class MixSiam(nn.Module):
             projector_layers: 3 in SimSiam for ImageNet, 2 for CIFAR-10.
             projector_dim: Hidden and output width of the projector.
             predictor_dim: Hidden width of the predictor, a bottleneck.
-            w: Weight of the mixture term; 0 is SimSiam, and no third pass is paid.
+            w: Weight of the mixture term; 0 is SimSiam, and no pass of a mixture is paid.
             target: One of losses.TARGETS.
+            predictors: `shared`, or `own`: mixtures and local views have a predictor of their own.
+            momentum_target: Share of the past that the moving average keeps at each step; 0 has none, and targets come
+                from the encoder itself.
         """
         super().__init__()
         self.backbone = backbone
         self.projector = make_projector(backbone.dim, projector_dim, projector_layers)
         self.predictor = make_predictor(projector_dim, predictor_dim)
+        self.own_predictor = make_predictor(projector_dim, predictor_dim) if predictors == "own" else None
+        self.momentum_target = momentum_target
+        self.average = None
+        if momentum_target:
+            self.average = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
         self.w = w
         self.target = target
 
-    def forward(self, x1: torch.Tensor, x2: torch.Tensor, lam: torch.Tensor) -> Objective:
-        """Computes the objective; all three passes happen here, once, so that it can be wrapped for several processes.
+    def forward(self, inputs: Inputs) -> Objective:
+        """Computes the objective; all passes happen here, once, so that it can be wrapped for several processes."""
+        views = inputs.views
+        zs = [self._f(x) for x in views]  # (N, 3, H, W) -> (N, D), each its own batch in every BatchNorm
+        ps = [self.predictor(z) for z in zs]  # (N, D)
+        targets = self._targets(views, zs)
+        terms = [negative_cosine(p, _mean([z for j, z in enumerate(targets) if j != k])) for k, p in enumerate(ps)]
+        aside = self.predictor if self.own_predictor is None else self.own_predictor
+        with _statistics_left_alone(self):
+            for x in inputs.local_views:
+                terms.append(negative_cosine(aside(self._f(x)), _mean(targets)))
+            loss = loss_sim = sum(terms[1:], start=terms[0]) / len(terms)
+            loss_mix, target = torch.zeros_like(loss_sim), None
+            if self.w:
+                target = discriminative_target(targets, self.target)
+                mixtures = [
+                    mix(pick(views, pair[:, 0]), pick(views, pair[:, 1]), lam)
+                    for lam, pair in zip(inputs.lams, inputs.pairs, strict=True)
+                ]
+                drawn = [negative_cosine(aside(self._f(x_m)), target) for x_m in mixtures]
+                loss_mix = sum(drawn[1:], start=drawn[0]) / len(drawn)
+                loss = loss_sim + self.w * loss_mix
+        return Objective(loss, loss_sim.detach(), loss_mix.detach(), zs[0].detach().float(), target)
 
-        Args:
-            x1: First views, (N, 3, H, W), normalised.
-            x2: Second views of the same images.
-            lam: Weight of x1 in the mixture, (N, 1, 1, 1) or (N, 1, H, W); unused where w = 0.
-        """
-        z1, z2 = self._f(x1), self._f(x2)  # (N, 3, H, W) -> (N, D)
-        p1, p2 = self.predictor(z1), self.predictor(z2)  # (N, D)
-        loss = loss_sim = (negative_cosine(p1, z2.detach()) + negative_cosine(p2, z1.detach())) / 2
-        loss_mix, target = torch.zeros_like(loss_sim), None
-        if self.w:
-            with _statistics_left_alone(self):
-                p_m = self.predictor(self._f(mix(x1, x2, lam)))  # (N, 3, H, W) -> (N, D)
-            target = discriminative_target(z1.detach(), z2.detach(), self.target)
-            loss_mix = negative_cosine(p_m, target)
-            loss = loss_sim + self.w * loss_mix
-        return Objective(loss, loss_sim.detach(), loss_mix.detach(), z1.detach().float(), target)
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the average that gives the targets towards the encoder; call it after each step of the optimiser."""
+        if self.average is None:
+            return
+        encoder = nn.Sequential(self.backbone, self.projector)
+        torch._foreach_lerp_(list(self.average.parameters()), list(encoder.parameters()), 1 - self.momentum_target)
+
+    @torch.no_grad()
+    def _targets(self, views: Sequence[torch.Tensor], zs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if self.average is None:
+            return [z.detach() for z in zs]
+        return [self.average(x) for x in views]
 
     def _f(self, x: torch.Tensor) -> torch.Tensor:
         z: torch.Tensor = self.projector(self.backbone(x))  # (N, 3, H, W) -> (N, C) -> (N, D)
         return z
+
+
+def _mean(zs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([z.float() for z in zs]).mean(dim=0)
 
 
 def make_projector(in_dim: int, dim: int, layers: int) -> nn.Sequential:

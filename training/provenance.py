@@ -16,12 +16,15 @@ from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.training.init import Origin
 
 
-def provenance(precision: str, device: torch.device, origin: Origin | None = None) -> dict[str, Any]:
+def provenance(
+    precision: str, device: torch.device, processes: int = 1, origin: Origin | None = None
+) -> dict[str, Any]:
     """Returns the machine and the software of a run, for its log and mixsiam.json.
 
     Args:
         precision: `fp32` or `bf16`.
         device: Where it is trained.
+        processes: How many train together.
         origin: What it starts from; None for random weights, and then there is no `init`.
 
     Returns:
@@ -30,6 +33,7 @@ def provenance(precision: str, device: torch.device, origin: Origin | None = Non
     return ({"init": asdict(origin)} if origin else {}) | {
         "precision": precision,
         "device": str(device),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "hardware": f"{platform.machine()}, {available_cpus()} CPUs",
         "commit": source_commit(),

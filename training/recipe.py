@@ -6,7 +6,7 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mixsiam_hub.errors import RecipeError, missing_extra
 from mixsiam_hub.model.config import ARCHITECTURES, INTERPOLATIONS, MAX_INPUT_PX, ModelConfig, Preprocessing
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.training.augment import Augmentation
+from mixsiam_hub.training.data import ViewPlan
 from mixsiam_hub.training.losses import TARGETS
 from mixsiam_hub.training.mixing import MIXTURES
 from mixsiam_hub.untrusted import parsing, quote, read_bytes
@@ -26,10 +27,17 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "target": TARGETS,
     "mixture": MIXTURES,
     "interpolation": INTERPOLATIONS,
+    "predictors": ("shared", "own"),
     "precision": ("auto", "fp32", "bf16"),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "input_size": (8, MAX_INPUT_PX),
+    "view_size": (0, MAX_INPUT_PX),
+    "views": (2, 64),
+    "local_views": (0, 64),
+    "local_size": (8, MAX_INPUT_PX),
+    "mixtures": (1, 64),
+    "momentum_target": (0, 0.99999),
     "epochs": (0, 100_000),
     "batch_size": (2, 65_536),
     "lr": (1e-6, 100),
@@ -67,17 +75,26 @@ class Recipe:
         val_data: Labelled images for the kNN of the log, "" for none, or `split`: hold out a tenth of `data`.
         backbone: `resnet18`, `resnet34` or `resnet50`.
         output_stride: 32, or 16 or 8 for small inputs.
-        input_size: Edge of the views and of the deployed input, in pixels; 8 to 1024.
+        input_size: Edge of the deployed input, in pixels; 8 to 1024.
+        view_size: Edge of the views in training, in pixels, to 1024; 0 is input_size. Smaller ones cost less.
         interpolation: Of the deployed preprocessing.
         epochs: Passes over the data; 0 scales them to the number of images, for about 2 million images in all,
             between 10 and 400 epochs. At most 100,000.
-        batch_size: Images a step, 2 to 65,536.
+        batch_size: Images a step, over all processes, 2 to 65,536.
         lr: Base learning rate, 1e-6 to 100; the optimiser's is lr x batch_size / 256.
         weight_decay: On all parameters, 0 to 1.
         w: Weight of the mixture term, 0 to 1000; 0 is SimSiam.
         lam_alpha: lam ~ Beta(lam_alpha, lam_alpha); 0.01 to 1000.
         target: `max` (the paper's), `mean` or `max-centred` (ablations).
         mixture: `linear` (the paper's) or `cutmix` (ablation).
+        views: Random views of each image, 2 (the paper's) to 64; each is drawn to the mean of the others.
+        mixtures: Mixtures of each image, 1 (the paper's) to 64, each of two of its views.
+        predictors: `shared` (the paper's), or `own`: mixtures and local views have a predictor of their own.
+        local_views: Small views of each image that predict its views and are no targets, 0 (the paper's) to 64.
+        local_size: Edge of the local views, in pixels, 8 to 1024; they show from a quarter of crop_scale's smallest
+            share of the image's area up to that share.
+        momentum_target: Targets come from a moving average of the encoder that keeps this share of its past at each
+            step, as in 0.99; 0 (the paper's) has none.
         projector_layers: 3 in SimSiam for ImageNet, 2 for small images; 2 to 10.
         projector_dim: Hidden and output width of the projector, 1 to 65,536.
         predictor_dim: Hidden width of the predictor, 1 to 65,536.
@@ -86,13 +103,16 @@ class Recipe:
         jitter: Probability of colour jitter; 0 where colour is the signal.
         grey: Probability of losing colour; 1 for grey images.
         blur: Probability of a blur.
-        precision: `auto` (bf16 where the hardware computes it), `bf16` or `fp32`.
-        workers: Processes that decode and augment, at most 256; 0 does it in the main one.
+        precision: `auto` (bf16 on GPUs that compute it and on CPUs with AMX), `bf16` or `fp32`.
+        sync_batchnorm: Of several processes on GPUs, let every BatchNorm normalise by the images of all; else each
+            process normalises by its own.
+        workers: Processes that decode and augment for each one that trains, at most 256; 0 does it in that one.
         threads: Of the main process, at most 1024; 0 takes the CPUs it may use.
         seed: Of everything random, 0 to 2**63 - 1.
         init: A model folder or Hub id whose backbone training continues from; "" starts from random weights.
         run_dir: The run's folder; "" is runs/NAME-DATE.
-        checkpoint_minutes: Longest work that a crash can lose, at most a year; 0 writes a checkpoint at every step.
+        checkpoint_minutes: Longest work that a crash can lose, at most a year; 0 writes a checkpoint at every step, of
+            several processes at every tenth.
         stop_after: Stop after so many collapsed epochs in a row, at most 100,000; 0 never stops.
     """
 
@@ -104,6 +124,7 @@ class Recipe:
     backbone: str = "resnet18"
     output_stride: int = 32
     input_size: int = 96
+    view_size: int = 0
     interpolation: str = "lanczos"
     epochs: int = 0
     batch_size: int = 256
@@ -113,6 +134,12 @@ class Recipe:
     lam_alpha: float = 1.0
     target: str = "max"
     mixture: str = "linear"
+    views: int = 2
+    mixtures: int = 1
+    predictors: str = "shared"
+    local_views: int = 0
+    local_size: int = 32
+    momentum_target: float = 0.0
     projector_layers: int = 3
     projector_dim: int = 2048
     predictor_dim: int = 512
@@ -122,6 +149,7 @@ class Recipe:
     grey: float = 0.2
     blur: float = 0.5
     precision: str = "auto"
+    sync_batchnorm: bool = False
     workers: int = 2
     threads: int = 0
     seed: int = 0
@@ -145,6 +173,9 @@ class Recipe:
             _require(key, getattr(self, key), _is_utf8(getattr(self, key)), "text that UTF-8 can hold; rename the file")
         is_folder_name = self.name.isprintable() and self.name.strip(". ") and not set(self.name) & set("/\\")
         _require("name", self.name, bool(is_folder_name), "a folder's name, without slashes; set name=...")
+        _require("view_size", self.view_size, self.view_size == 0 or self.view_size >= 8, "0, or a number from 8")
+        has_own = bool(self.mixture_weight or self.local_views)
+        _require("predictors", self.predictors, self.predictors == "shared" or has_own, "shared: there are no mixtures")
         low, high = self.crop_scale
         _require(
             "crop_scale", [low, high], 0 < low <= high <= 1, "[smallest, largest] with 0 < smallest <= largest <= 1"
@@ -161,9 +192,14 @@ class Recipe:
         return self.lr * self.batch_size / 256
 
     @property
-    def augmentation(self) -> Augmentation:
-        """How views are drawn."""
-        return Augmentation(self.input_size, self.crop_scale, self.flip, self.jitter, self.grey, self.blur)
+    def view_plan(self) -> ViewPlan:
+        """What is drawn of each image."""
+        how = Augmentation(
+            self.view_size or self.input_size, self.crop_scale, self.flip, self.jitter, self.grey, self.blur
+        )
+        least = self.crop_scale[0]
+        local_how = replace(how, size_px=self.local_size, crop_scale=(least / 4, least)) if self.local_views else None
+        return ViewPlan(how, self.views, local_how, self.local_views, self.mixture, self.mixtures, self.lam_alpha)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -268,7 +304,9 @@ def _convert(key: str, value: Any, kind: type, source: str) -> Any:
     if kind is tuple and isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
         return (float(value[0]), float(value[1]))
     if type(value) is not kind:
-        wanted = {str: "a string", int: "an integer", float: "a number", tuple: "two numbers"}[kind]
+        wanted = {str: "a string", int: "an integer", float: "a number", bool: "true or false", tuple: "two numbers"}[
+            kind
+        ]
         raise RecipeError(f"{source}: {key} is {_shown(value)}; it must be {wanted}")
     return value
 

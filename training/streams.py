@@ -21,20 +21,23 @@ class Purpose(IntEnum):
     MIXTURE = 3
     SPLIT = 4
     SAMPLE = 5
+    MORE_VIEWS = 6
+    LOCAL_VIEWS = 7
 
 
-def stream(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0) -> np.random.Generator:
-    """Returns the generator of one (seed, purpose, epoch, image index).
+def stream(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0, number: int = 0) -> np.random.Generator:
+    """Returns the generator of one (seed, purpose, epoch, image index, number).
 
-    Philox is counter-based: the key and counter name a stream of 2**128 numbers, and making one costs microseconds.
+    Philox is counter-based: the key and counter name a stream of 2**64 numbers, and making one costs microseconds.
 
     Args:
         seed: Of the run, 0 or more.
         purpose: What the numbers decide.
         epoch: From 0.
         index: Of the image in its data set.
+        number: Of the view or mixture, where an image has several for the same purpose.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, index, epoch]))
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, number, index, epoch]))
 
 
 def permutation(n: int, seed: int, purpose: Purpose, epoch: int = 0) -> NDArray[np.int64]:

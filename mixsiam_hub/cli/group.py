@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 EXIT_SKIPPED = 3
 EXIT_COLLAPSED = 4
+EXIT_RESUME = 75
+"""Told to stop by SIGTERM, with all work saved: the same command with --resume goes on. sysexits.h's EX_TEMPFAIL."""
 _EXIT_SIGNAL = 128
 """Plus the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
 

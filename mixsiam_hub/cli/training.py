@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from mixsiam_hub.cli.group import EXIT_COLLAPSED, PATH, extra, main
+from mixsiam_hub.cli.group import EXIT_COLLAPSED, EXIT_RESUME, PATH, extra, main
 
 
 @main.command()
@@ -30,7 +31,12 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
         click.echo(f"{draw_preview(chosen, Path('preview.png'))}: views and mixtures of eight images")
         return
     outcome = loop.train(chosen, resume=resume)
-    click.echo(f"{outcome.run}: {outcome.verdict}{'' if outcome.finished else ', stopped early'}")
+    if outcome.interrupted:
+        if _is_first_process():
+            click.echo(f"{outcome.run}: told to stop, with a checkpoint; go on with --resume", err=True)
+        sys.exit(EXIT_RESUME)
+    if _is_first_process():
+        click.echo(f"{outcome.run}: {outcome.verdict}{'' if outcome.finished else ', stopped early'}")
     if outcome.verdict == "collapsed":
         sys.exit(EXIT_COLLAPSED)
 
@@ -66,4 +72,10 @@ def _toml_string(text: str) -> str:
 def _log_to_stderr() -> None:
     import logging
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if _is_first_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the only process, or the first that torchrun started: one speaks for all."""
+    return os.environ.get("RANK", "0") == "0"

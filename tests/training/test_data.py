@@ -26,6 +26,7 @@ from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.data import (
     Order,
     ViewBatch,
+    ViewPlan,
     Views,
     class_numbers,
     collate,
@@ -62,7 +63,7 @@ def write_parquet(path: Path, *, labels: list[object] | None, plain: bool = Fals
 
 def batches(data: str | Path, workers: int = 0, first_step: int = 0, **options: object) -> list[ViewBatch]:
     images = open_images(str(data))
-    views = Views(images, HOW, options.get("mixture", "linear"), 1.0, seed=3)
+    views = Views(images, ViewPlan(HOW, **options), seed=3)
     return list(make_loader(views, Order(len(images), 4, 2, 3, first_step), workers))
 
 
@@ -160,7 +161,7 @@ def test_epochs_differ_in_order_and_views() -> None:
     first, second = [[position for batch in order[i : i + 2] for _, position in batch] for i in (0, 2)]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    views = Views(open_images("digits"), HOW, "linear", 1.0, seed=0)
+    views = Views(open_images("digits"), ViewPlan(HOW), seed=0)
     one, two = views[0, 5], views[1, 5]
     assert isinstance(one, tuple)
     assert isinstance(two, tuple)
@@ -171,9 +172,8 @@ def test_epochs_differ_in_order_and_views() -> None:
 
 def test_the_mixture_leaves_the_views_as_they_were(folder: Path) -> None:
     for a, b in zip(batches(folder), batches(folder, mixture="cutmix"), strict=True):
-        assert torch.equal(a.x1, b.x1)
-        assert torch.equal(a.x2, b.x2)
-        assert a.lam.shape != b.lam.shape
+        assert torch.equal(a.views, b.views)
+        assert a.lams.shape != b.lams.shape
 
 
 def test_corrupt_images_are_left_out_and_named(folder: Path) -> None:
@@ -183,13 +183,13 @@ def test_corrupt_images_are_left_out_and_named(folder: Path) -> None:
     skipped = [item for batch in found for item in batch.skipped.items()]
     assert [key for key, _ in skipped] == [str(broken)] * 2  # Once an epoch.
     assert all(str(broken) in reason for _, reason in skipped)
-    assert {len(batch.x1) + len(batch.skipped) for batch in found} == {4}
+    assert {batch.size + len(batch.skipped) for batch in found} == {4}
 
 
 def test_a_batch_of_corrupt_images_is_empty() -> None:
     errors = [named_error(key, ImageError(f"{key}: cut short")) for key in ("a.png", "b.png")]
     batch = collate(errors)
-    assert len(batch.x1) == 0
+    assert batch.size == 0
     assert batch.skipped == {"a.png": "a.png: cut short", "b.png": "b.png: cut short"}
 
 
@@ -243,7 +243,7 @@ def test_other_processes_draw_the_same_views_where_there_is_no_fork(
     monkeypatch.setattr(data, "_start_method", lambda: "spawn")
     (folder / "dogs" / "broken.png").write_bytes(b"no image")
     images = open_images(str(folder))
-    views = Views(images, HOW, "linear", 1.0, 0)
+    views = Views(images, ViewPlan(HOW), 0)
     here, there = (list(make_loader(views, Order(len(images), 25, 1, 0), workers)) for workers in (0, 1))
     assert len(here) == len(there) == 1
     for one, two in zip(here[0][:3], there[0][:3], strict=True):

@@ -12,6 +12,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 
+from objective import paper_inputs
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -67,7 +68,7 @@ def measure(kind: str) -> Health:
     out = model
     with torch.no_grad():
         for _ in range(60):
-            out = model(x, x, torch.ones(512, 1, 1, 1))
+            out = model(paper_inputs(x, x, torch.ones(512, 1, 1, 1)))
     monitor = Monitor(images, open_images("digits::val"), PRE, "fp32")
     return monitor.measure(model, float(z_std(out.z1)), float(target_bias(out.target)))
 
@@ -116,7 +117,7 @@ def test_the_bias_is_of_the_target_that_ran(w: float, target: str) -> None:
     torch.manual_seed(0)
     model = MixSiam(Planted("healthy"), projector_layers=2, projector_dim=64, predictor_dim=16, w=w, target=target)
     x1, x2 = torch.randn(2, 256, 3, 16, 16)
-    found = model(x1, x2, torch.ones(256, 1, 1, 1)).target
+    found = model(paper_inputs(x1, x2, torch.ones(256, 1, 1, 1))).target
     if not w:
         assert found is None
     elif target == "max":

@@ -9,13 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 
+from objective import paper_inputs
 from torch import nn
 
 from mixsiam_hub.training import losses, mixing
 from mixsiam_hub.training import model as model_module
 from mixsiam_hub.training.losses import discriminative_target, negative_cosine
-from mixsiam_hub.training.mixing import draw_lam, mix
-from mixsiam_hub.training.model import MixSiam
+from mixsiam_hub.training.mixing import draw_lam, draw_pair, mix
+from mixsiam_hub.training.model import Inputs, MixSiam, Objective
 from mixsiam_hub.training.streams import Purpose, stream
 
 
@@ -46,6 +47,10 @@ def make_batch(n: int = 8, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, t
     return x1, x2, torch.rand(n, 1, 1, 1, generator=generator)
 
 
+def objective(model: MixSiam, x1: torch.Tensor, x2: torch.Tensor, lam: torch.Tensor) -> Objective:
+    return model(paper_inputs(x1, x2, lam))
+
+
 def gradients(model: MixSiam) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -61,7 +66,7 @@ def test_forward_equals_the_literal_formula(target: str, w: float) -> None:
     model = make_model(w=w, target=target)
     x1, x2, lam = make_batch()
     with torch.no_grad():
-        out = model(x1, x2, lam)
+        out = objective(model, x1, x2, lam)
         f = [model.projector(model.backbone(x)) for x in (x1, x2)]
         x_m = torch.stack([lam[n] * x1[n] + (1 - lam[n]) * x2[n] for n in range(len(x1))])
         p1, p2, p_m = (model.predictor(z) for z in (*f, model.projector(model.backbone(x_m))))
@@ -93,13 +98,13 @@ def test_targets_pass_no_gradient(monkeypatch: pytest.MonkeyPatch, target: str) 
         return negative_cosine(p, z)
 
     monkeypatch.setattr(model_module, "negative_cosine", record)
-    model(x1, x2, lam).loss.backward()
+    objective(model, x1, x2, lam).loss.backward()
     expected = gradients(model)
 
     constants = iter(seen)
     monkeypatch.setattr(model_module, "negative_cosine", lambda p, z: negative_cosine(p, next(constants)))
     again = make_model(target=target)
-    again(x1, x2, lam).loss.backward()
+    objective(again, x1, x2, lam).loss.backward()
     assert len(seen) == 3
     assert all(torch.equal(a, b) for a, b in zip(expected, gradients(again), strict=True))
 
@@ -108,9 +113,9 @@ def test_the_stop_gradient_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> Non
     """Without stop-gradient the gradient differs, so the equality above is no accident."""
     x1, x2, lam = make_batch()
     model, leaky = make_model(), make_model()
-    model(x1, x2, lam).loss.backward()
+    objective(model, x1, x2, lam).loss.backward()
     monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
-    loss = leaky(x1, x2, lam).loss
+    loss = objective(leaky, x1, x2, lam).loss
     monkeypatch.undo()
     loss.backward()
     assert not all(torch.allclose(a, b) for a, b in zip(gradients(model), gradients(leaky), strict=True))
@@ -134,7 +139,7 @@ def test_w_zero_is_simsiam() -> None:
     optimisers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (mixsiam, simsiam)]
     for step in range(4):
         x1, x2, lam = make_batch(seed=step)
-        loss = mixsiam(x1, x2, lam).loss
+        loss = objective(mixsiam, x1, x2, lam).loss
         z1, z2 = simsiam.projector(simsiam.backbone(x1)), simsiam.projector(simsiam.backbone(x2))
         p1, p2 = simsiam.predictor(z1), simsiam.predictor(z2)
         cosine = nn.functional.cosine_similarity
@@ -154,8 +159,8 @@ def test_w_zero_is_simsiam() -> None:
 def test_running_statistics_are_of_views_alone() -> None:
     x1, x2, lam = make_batch()
     with_mixture, without = make_model(w=1.0), make_model(w=0.0)
-    with_mixture(x1, x2, lam)
-    without(x1, x2, lam)
+    objective(with_mixture, x1, x2, lam)
+    objective(without, x1, x2, lam)
     for (name, a), (_, b) in zip(with_mixture.named_buffers(), without.named_buffers(), strict=True):
         if not name.startswith("predictor"):
             assert torch.equal(a, b), name
@@ -167,7 +172,7 @@ def test_mixture_is_normalised_by_its_own_batch() -> None:
     x1, x2, lam = make_batch()
     seen: list[torch.Tensor] = []
     model.projector[-1].register_forward_hook(lambda _module, _args, out: seen.append(out.detach()))
-    model(x1, x2, lam)
+    objective(model, x1, x2, lam)
     assert len(seen) == 3
     for z in seen:
         assert torch.allclose(z.mean(dim=0), torch.zeros(z.shape[1]), atol=1e-5)
@@ -184,8 +189,8 @@ def test_max_target_of_unrelated_views_is_biased_and_its_centred_form_is_not() -
     z1, z2 = torch.randn(2, 4000, 64, generator=torch.Generator().manual_seed(0))
     ones = torch.ones(64)
     cosine = nn.functional.cosine_similarity
-    assert float(cosine(discriminative_target(z1, z2), ones, dim=1).mean()) == pytest.approx(0.56, abs=0.02)
-    assert abs(float(cosine(discriminative_target(z1, z2, "max-centred"), ones, dim=1).mean())) < 0.02
+    assert float(cosine(discriminative_target([z1, z2]), ones, dim=1).mean()) == pytest.approx(0.56, abs=0.02)
+    assert abs(float(cosine(discriminative_target([z1, z2], "max-centred"), ones, dim=1).mean())) < 0.02
 
 
 @pytest.mark.parametrize("mixture", mixing.MIXTURES)
@@ -213,3 +218,72 @@ def test_heads_are_simsiams() -> None:
     assert not model.projector[-1].affine
     assert [type(layer) for layer in model.predictor] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert model.predictor[-1].bias is not None
+
+
+def many_views(n: int = 6) -> Inputs:
+    """Three views, two local ones at half the size, and two mixtures of random pairs."""
+    generator = torch.Generator().manual_seed(5)
+    views = list(torch.randn(3, n, 3, 8, 8, generator=generator))
+    local_views = list(torch.randn(2, n, 3, 4, 4, generator=generator))
+    pairs = [
+        torch.from_numpy(np.stack([draw_pair(3, np.random.default_rng(m * n + i)) for i in range(n)])) for m in (0, 1)
+    ]
+    return Inputs(views, local_views, list(torch.rand(2, n, 1, 1, 1, generator=generator)), pairs)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("predictors", ["shared", "own"])
+def test_many_views_equal_the_literal_formula(predictors: str, momentum: float) -> None:
+    """Each view is drawn to the mean of the others, local views to the mean of all, mixtures to the maximum of all."""
+    model = make_model(w=0.5, predictors=predictors, momentum_target=momentum)
+    if model.average is not None:
+        with torch.no_grad():
+            for parameter in model.average.parameters():
+                parameter.mul_(1.1)
+    inputs = many_views()
+    with torch.no_grad():
+        out = model(inputs)
+        encode = nn.Sequential(model.backbone, model.projector)
+        goal_encoder = encode if model.average is None else model.average
+        targets = [goal_encoder(x) for x in inputs.views]
+        aside = model.own_predictor if predictors == "own" else model.predictor
+        n = len(inputs.views[0])
+        terms = []
+        for k, x in enumerate(inputs.views):
+            p = model.predictor(encode(x))
+            others = [targets[j] for j in range(3) if j != k]
+            terms.append(-sum(literal_cosine(p[i], (others[0][i] + others[1][i]) / 2) for i in range(n)) / n)
+        for x in inputs.local_views:
+            p = aside(encode(x))
+            terms.append(-sum(literal_cosine(p[i], sum(z[i] for z in targets) / 3) for i in range(n)) / n)
+        mixtures = []
+        for lam, pair in zip(inputs.lams, inputs.pairs, strict=True):
+            rows = [lam[i] * inputs.views[pair[i, 0]][i] + (1 - lam[i]) * inputs.views[pair[i, 1]][i] for i in range(n)]
+            p = aside(encode(torch.stack(rows)))
+            goal = [torch.maximum(torch.maximum(targets[0][i], targets[1][i]), targets[2][i]) for i in range(n)]
+            mixtures.append(-sum(literal_cosine(p[i], goal[i]) for i in range(n)) / n)
+    sim, mixture = sum(terms) / 5, sum(mixtures) / 2
+    assert float(out.loss_sim) == pytest.approx(sim, abs=1e-5)
+    assert float(out.loss_mix) == pytest.approx(mixture, abs=1e-5)
+    assert float(out.loss) == pytest.approx(sim + 0.5 * mixture, abs=1e-5)
+
+
+def test_the_average_follows_the_encoder_and_learns_nothing() -> None:
+    model = make_model(momentum_target=0.75)
+    before = [p.clone() for p in model.average.parameters()]
+    model(many_views()).loss.backward()
+    assert all(p.grad is None for p in model.average.parameters())
+    encoder = [*model.backbone.parameters(), *model.projector.parameters()]
+    with torch.no_grad():
+        for parameter in encoder:
+            parameter.add_(1)
+    model.update_average()
+    for old, new, now in zip(before, model.average.parameters(), encoder, strict=True):
+        assert torch.allclose(new, 0.75 * old + 0.25 * now)
+
+
+def test_pairs_of_many_views_differ_and_of_two_are_the_papers() -> None:
+    rng = np.random.default_rng(0)
+    drawn = {tuple(draw_pair(3, rng)) for _ in range(100)}
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    assert draw_pair(2, rng).tolist() == [0, 1]

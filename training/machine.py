@@ -1,0 +1,31 @@
+"""What this machine computes training with: its device, and the precision that is fastest there."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """The best device here: cuda (of several, this process's own), mps or cpu. Only cpu has been run."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(asked: str, device: torch.device) -> str:
+    """Resolves `auto`: bf16 on a GPU that computes it and on a CPU with AMX, else fp32.
+
+    A CPU with bf16 instructions but without AMX trains slower in bf16 than in fp32 (`benchmarks/training.md`).
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and has_amx() else "fp32"
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX, Intel's matrix unit, and the system lets it be used."""
+    return torch.cpu._is_amx_tile_supported()
