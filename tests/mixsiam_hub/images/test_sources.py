@@ -39,7 +39,8 @@ def test_a_hidden_folder_given_by_name_is_searched(folder: Path) -> None:
 
 
 def test_a_file_is_taken_whatever_its_suffix(folder: Path) -> None:
-    assert names("in/notes.txt", "in/.hidden.jpg") == ["in/notes.txt", "in/.hidden.jpg"]
+    (folder / "in/scan.dat").touch()
+    assert names("in/scan.dat", "in/.hidden.jpg") == ["in/scan.dat", "in/.hidden.jpg"]
 
 
 def test_order_is_kept_and_duplicates_dropped(folder: Path) -> None:
@@ -111,7 +112,7 @@ def test_files_that_are_no_images_are_counted(folder: Path) -> None:
     (folder / "in/sub/notes.md").touch()
     assert open_source("in").left_out == 2
     assert open_source("in/sub").left_out == 1
-    assert open_source(["in/notes.txt", "in/b.jpg"]).left_out == 0
+    assert open_source(["in/sub/notes.md", "in/b.jpg"]).left_out == 0
 
 
 def locked(name: str) -> Callable[..., object]:
