@@ -47,7 +47,7 @@ def _items(search: Search, column: str | None) -> Iterator[Item]:
             else:
                 yield Item(path, RemoteImage(path) if is_address(path) else path)
         except DataError as error:
-            yield Item(path, Unreadable(str(error)))
+            yield Item(path, Unreadable(str(error).removeprefix(path).lstrip(": ")))
     for folder, reason in search.unreadable.items():
         yield Item(folder, Unreadable(f"cannot be searched: {reason}"))
 

@@ -161,10 +161,15 @@ class ParquetStore:
         raise DataError(f"{path}: row group {group.number} has fewer rows than the end of the file says")
 
     def _keep(self, piece: _Piece, images: pa.Array) -> None:
+        self._give_up(piece)  # It may have been kept before: a group is always read from its start.
         self._kept[piece] = images
         self._kept_bytes += images.get_total_buffer_size()
         while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= self._kept.pop(next(iter(self._kept))).get_total_buffer_size()
+            self._give_up(next(iter(self._kept)))
+
+    def _give_up(self, piece: _Piece) -> None:
+        if (images := self._kept.pop(piece, None)) is not None:
+            self._kept_bytes -= images.get_total_buffer_size()
 
     @cached_property
     def _classes(self) -> _Classes | None:
