@@ -84,7 +84,7 @@ def read_members(file: Reader, path: str, size_bytes: int | None) -> Iterator[Me
         if size < 0 or (size_bytes is not None and start + size > size_bytes):
             raise DataError(
                 f"{path} is cut off or damaged: at byte {at} it says that {quote(header.name)} has {size} bytes, "
-                f"and it ends at {size_bytes}; fetch it again"
+                "more than follow or fewer than none; fetch it again"
             )
         at = start + -(-size // _BLOCK) * _BLOCK
         if header.type == tarfile.GNUTYPE_LONGNAME:
