@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsiam_hub.errors import DataError, ImageError, TrainingError, missing_extra
 from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.parquet import ParquetStore
 from mixsiam_hub.images.preprocess import byte_table
 from mixsiam_hub.images.sources import ImageSet, Item, open_source
 from mixsiam_hub.images.stream import named_error
@@ -68,8 +69,8 @@ def open_images(spec: str) -> ImageSet:
     """Opens a data set.
 
     Args:
-        spec: `digits`, or what `open_source` takes: a folder of images, nested as you like, or Parquet files. With
-            `::train` or `::val` behind it, one part of a fixed split: nine tenths and the held-out tenth.
+        spec: `digits`, or what `open_source` takes: a folder of images, nested as you like, tars, or Parquet files.
+            With `::train` or `::val` behind it, one part of a fixed split: nine tenths and the held-out tenth.
 
     Raises:
         DataError: Nothing there, no images in it, no `image` column, or an unknown part.
@@ -78,6 +79,8 @@ def open_images(spec: str) -> ImageSet:
     if part not in ("", "train", "val"):
         raise DataError(f"{spec}: the part behind :: is {part!r}; allowed are train and val")
     images = ImageSet.of(DIGITS, Digits()) if where == DIGITS else open_source(where)
+    if isinstance(images.store, ParquetStore):
+        images.store.preload()  # Before workers are forked, which read in no order.
     if part:
         order = permutation(len(images), 0, Purpose.SPLIT)
         held_out = len(order) // HELD_OUT

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 @encoder_options
 @click.option("--out", type=PATH, required=True, help="FILE.npz or FILE.parquet.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--column", help="Of Parquet files, the one that holds encoded images. Default: image.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad image or folder and write nothing.")
-def embed(inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size: int, strict: bool) -> None:
-    """Embed images: INPUTS are files, folders, globs and Parquet files.
+def embed(
+    inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size: int, column: str | None, strict: bool
+) -> None:
+    """Embed images: INPUTS are files, folders, globs, Parquet files, tars, and lists of paths (a .txt, or -).
 
     A bad image and a folder that cannot be searched are left out and listed, with the reason, in OUT.errors.jsonl; the
     exit code is then 3.
@@ -38,7 +41,7 @@ def embed(inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size:
 
     if any(os.path.exists(name) and out.exists() and os.path.samefile(name, out) for name in inputs):
         raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
-    images = open_source(inputs)
+    images = open_source(inputs, column)
     if strict:
         _check_searched(images)
     with vector_writer(out) as write:

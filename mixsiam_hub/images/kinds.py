@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,9 +51,32 @@ IMAGE_SUFFIXES = frozenset((
 """File name endings, in lower case, that count as images when a folder is searched."""
 
 
+MAX_IMAGE_BYTES = 2**31
+"""Of an encoded image that has to be held in memory whole, because it lies inside a larger file or far away."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for images that were found and cannot be read, so that they are reported as bad images are.
+
+    Attributes:
+        reason: What is wrong, without their name.
+    """
+
+    reason: str
+
+    def read_bytes(self) -> bytes:
+        """Never returns.
+
+        Raises:
+            ImageError: Always, with the reason.
+        """
+        raise ImageError(self.reason)
+
+
 def is_image_path(path: str | os.PathLike[str]) -> bool:
     """Tells by the suffix alone, in any case, whether a file counts as an image."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def path_or_bytes(source: ImageSource) -> str | bytes:

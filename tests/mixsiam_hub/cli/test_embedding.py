@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,29 @@ def test_embed_reads_the_images_of_parquet_files(images: Path, tmp_path: Path) -
     with Image.open(sheet) as drawn:
         query, found = (np.asarray(drawn.crop((left + 4, 16, left + 120, 132))) for left in (12, 152))
     np.testing.assert_array_equal(query, found)
+
+
+def test_embed_reads_the_column_that_is_named(images: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra bulk")
+    data, out = tmp_path / "data.parquet", tmp_path / "v.npz"
+    pq.write_table(pa.table({"scan": [file.read_bytes() for file in sorted(images.iterdir())[:3]]}), data)
+    assert_one_error_line(run("embed", data, "--out", out), "no column 'image'; it has scan", "--column")
+    assert run("embed", data, "--column", "scan", "--out", out).exit_code == 0
+    assert read_vectors(out).ids == [f"{data}#{row}" for row in range(3)]
+
+
+def test_embed_reads_tars_and_lists(images: Path, tmp_path: Path) -> None:
+    files = sorted(images.iterdir())[:3]
+    shard, paths, out = tmp_path / "shard.tar", tmp_path / "paths.txt", tmp_path / "v.npz"
+    with tarfile.open(shard, "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    paths.write_text("".join(f"{file}\n" for file in files))
+    assert run("embed", shard, paths, "--out", out).exit_code == 0
+    vectors = read_vectors(out)
+    assert vectors.ids == [f"{shard}#{file.name}" for file in files] + [str(file) for file in files]
+    np.testing.assert_allclose(vectors.vectors[:3], vectors.vectors[3:], atol=1e-5)
 
 
 def test_the_input_is_never_replaced(images: Path, tmp_path: Path) -> None:

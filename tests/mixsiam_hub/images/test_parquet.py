@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from encoding import encoded
 from PIL import Image
 
-from mixsiam_hub.errors import DataError
+from mixsiam_hub.errors import DataError, ImageError
+from mixsiam_hub.images import parquet
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.sources import open_source
 
@@ -148,3 +151,97 @@ def test_images_keep_their_order_over_row_groups(tmp_path: Path) -> None:
     images = open_source(path).take(order)
     assert [load_image(item.source).getpixel((0, 0))[0] for item in images] == order.tolist()
     assert images[3].key == f"{path}#{order[3]}"
+
+
+def test_any_column_of_images(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.parquet")
+    scans = [{"bytes": picture(level), "path": "x"} for level in (1, 2, 3)]
+    pq.write_table(pa.table({"scan.left": scans, "image": [picture(9)] * 3, "label": ["x", "y", "x"]}), path)
+    images = open_source(path, "scan.left")
+    assert [load_image(item.source).getpixel((0, 0))[0] for item in images] == [1, 2, 3]
+    assert images.labels == ["x", "y", "x"]
+    assert [item.key for item in pickle.loads(pickle.dumps(images))] == [f"{path}#{row}" for row in range(3)]
+    assert levels(path) == [9, 9, 9]
+    with pytest.raises(DataError, match=r"no column 'photo'; it has scan\.left, image, label\. Name .* by --column"):
+        open_source(path, "photo")
+
+
+@pytest.mark.parametrize(("cache", "piece"), [(1, 1), (300, 100), (2**30, 2**26)])
+def test_any_order_in_any_memory(cache: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "CACHE_BYTES", cache)
+    monkeypatch.setattr(parquet, "PIECE_BYTES", piece)
+    for name in "ab":
+        rows = [{"bytes": picture(level), "path": ""} for level in range(20)]
+        pq.write_table(pa.table({"image": rows, "label": [name] * 20}), tmp_path / f"{name}.parquet", row_group_size=12)
+    images = open_source(str(tmp_path))
+    images.store.preload()
+    order = np.random.default_rng(0).integers(0, 40, 100)
+    got = [load_image(item.source).getpixel((0, 0))[0] for item in images.take(order)]
+    assert got == (order % 20).tolist()
+    kept = images.store._kept.values()
+    assert sum(array.get_total_buffer_size() for array in kept) == images.store._kept_bytes
+    assert images.store._kept_bytes <= cache or len(kept) == 1
+
+
+def test_labels_are_read_without_the_images(tmp_path: Path) -> None:
+    images = open_source(write(tmp_path / "a.parquet", [1, 2, 3], ["x", "y", "x"]))
+    assert images.labels == ["x", "y", "x"]
+    assert not images.store._kept
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("preloaded", [True, False])
+def test_forked_processes_read_too(preloaded: bool, tmp_path: Path) -> None:
+    images = open_source(write(tmp_path / "a.parquet", list(range(20))))
+    if preloaded:
+        images.store.preload()
+        (tmp_path / "a.parquet").unlink()
+    images[9]  # The parent has the file open, and stands in it.
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=lambda: theirs.send([item.source for item in images]), daemon=True)
+    child.start()
+    assert ours.poll(60)
+    assert [load_image(source).getpixel((0, 0))[0] for source in ours.recv()] == list(range(20))
+    child.join()
+
+
+def test_threads_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 300)
+    images = open_source(write(tmp_path / "a.parquet", list(range(50))))
+    order = [int(row) for row in np.random.default_rng(0).permutation(50)] * 4
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(images.__getitem__, order))
+    assert [load_image(item.source).getpixel((0, 0))[0] for item in found] == order
+
+
+def test_a_damaged_row_group_is_bad_images_and_the_others_are_good(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.parquet", [1, 2, 3, 4], [0, 0, 0, 0]))
+    second = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = second.dictionary_page_offset or second.data_page_offset
+    data[start : start + second.total_compressed_size] = b"\xff" * second.total_compressed_size
+    path.write_bytes(data)
+    images = open_source(str(path))
+    assert [load_image(images[row].source).getpixel((0, 0))[0] for row in (0, 1)] == [1, 2]
+    for row in (2, 3, 2):
+        with pytest.raises(ImageError, match=rf"a\.parquet#{row}: .*a\.parquet cannot be read as Parquet"):
+            load_image(images[row].source, name=images[row].key)
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as Parquet"):
+        images.store.preload()
+
+
+def test_a_file_that_is_another_by_now_is_bad_images(tmp_path: Path) -> None:
+    images = open_source(write(tmp_path / "a.parquet", [1, 2, 3, 4, 5]))
+    write(tmp_path / "a.parquet", [1])
+    with pytest.raises(ImageError, match="has other rows than when the file was opened"):
+        load_image(images[0].source)
+    with pytest.raises(ImageError, match=r"a\.parquet cannot be read as Parquet"):
+        load_image(images[4].source)
+
+
+def test_files_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [1], ["x"])
+    write(tmp_path / "b.parquet", [1], [1])
+    with pytest.raises(DataError, match=r"b\.parquet and .*a\.parquet do not fit together: the one has image: struct"):
+        open_source(str(tmp_path))

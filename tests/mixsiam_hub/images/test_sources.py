@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def test_a_hidden_folder_given_by_name_is_searched(folder: Path) -> None:
 
 
 def test_a_file_is_taken_whatever_its_suffix(folder: Path) -> None:
-    assert names("in/notes.txt", "in/.hidden.jpg") == ["in/notes.txt", "in/.hidden.jpg"]
+    (folder / "in/scan.dat").touch()
+    assert names("in/scan.dat", "in/.hidden.jpg") == ["in/scan.dat", "in/.hidden.jpg"]
 
 
 def test_order_is_kept_and_duplicates_dropped(folder: Path) -> None:
@@ -111,7 +114,7 @@ def test_files_that_are_no_images_are_counted(folder: Path) -> None:
     (folder / "in/sub/notes.md").touch()
     assert open_source("in").left_out == 2
     assert open_source("in/sub").left_out == 1
-    assert open_source(["in/notes.txt", "in/b.jpg"]).left_out == 0
+    assert open_source(["in/sub/notes.md", "in/b.jpg"]).left_out == 0
 
 
 def locked(name: str) -> Callable[..., object]:
@@ -175,3 +178,44 @@ def test_the_identity_tells_sets_apart(folder: Path) -> None:
 def test_a_pipe_among_the_images_is_listed_not_opened(folder: Path) -> None:
     os.mkfifo(folder / "in/cam.jpg")
     assert "in/cam.jpg" in names("in")
+
+
+def test_links_that_lead_nowhere_do_not_hide_a_folder(folder: Path) -> None:
+    (folder / "in/sub/self").symlink_to("self")
+    (folder / "in/sub/gone.png").symlink_to("absent.png")
+    assert names("in/sub") == ["in/sub/c.webp", "in/sub/deep/d.tiff", "in/sub/gone.png"]
+
+
+def test_folders_stand_among_the_files_of_their_folder(folder: Path) -> None:
+    for name in ("a.b/x.png", "a/b.png", "a/b/c.png", "a-b/q.jpg", "B.png", "é.png", "\udcff.png", "\uffee.png"):
+        (folder / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "t" / name).touch()
+    assert names("t") == [str(path) for path in sorted(Path("t").rglob("*.*g"))]
+    assert names("t") == names("t/**/*.*g")
+
+
+def test_a_list_names_files_one_a_line(folder: Path) -> None:
+    (folder / "list.txt").write_bytes(b"in/b.jpg\r\n\nin/sub/gone.jpg\nin/ b .dat\nin/b.jpg\n")
+    assert names("list.txt") == ["in/b.jpg", "in/sub/gone.jpg", "in/ b .dat"]
+    assert names("in/b.jpg", "list.txt", "in/a.PNG") == ["in/b.jpg", "in/sub/gone.jpg", "in/ b .dat", "in/a.PNG"]
+    assert open_source("list.txt").labels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", r"list\.txt names no image"), (b"a" * 2**17, "line 1: is no path"), (b"a.jpg\n\0", "line 2: is no path")],
+)
+def test_a_text_that_is_no_list(folder: Path, content: bytes, reason: str) -> None:
+    (folder / "list.txt").write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        open_source("list.txt")
+
+
+def test_standard_input_is_a_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"in/b.jpg\nin/a.PNG\n")))
+    assert names("-") == ["in/b.jpg", "in/a.PNG"]
+
+
+def test_a_column_needs_parquet(folder: Path) -> None:
+    with pytest.raises(DataError, match="in: no Parquet file, so that there is no column 'scan'"):
+        open_source("in", "scan")

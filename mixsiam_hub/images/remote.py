@@ -1,0 +1,102 @@
+"""Files that are far away, by their addresses (`s3://`, `gs://`, `hf://`, `https://`), read through fsspec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mixsiam_hub.errors import DataError, ImageError, missing_extra
+from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES
+from mixsiam_hub.images.tar_headers import Reader
+from mixsiam_hub.untrusted import parsing
+
+_SKIPPED_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    """An image far away, fetched when it is asked for.
+
+    Attributes:
+        address: Where it is.
+    """
+
+    address: str
+
+    def read_bytes(self) -> bytes:
+        """Fetches the encoded image.
+
+        Raises:
+            ImageError: It cannot be fetched, or is too long.
+            MissingExtraError: fsspec is not installed.
+        """
+        with open_address(self.address, ImageError) as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ImageError(f"it has more than {MAX_IMAGE_BYTES} bytes, which is the most that is fetched")
+        return data
+
+
+class _Forward:
+    """A file that is only ever read on, by as much as was asked for."""
+
+    def __init__(self, file: Reader) -> None:
+        self._file = file
+        self._at = 0
+
+    def seek(self, offset: int, /) -> object:
+        """Reads up to a position; where the file ends before, all later reads are empty."""
+        while self._at < offset and self.read(min(offset - self._at, _SKIPPED_AT_ONCE)):
+            pass
+        return self._at
+
+    def read(self, size: int, /) -> bytes:
+        """Returns so many bytes, fewer only at the end."""
+        parts = []
+        while size and (part := self._file.read(min(size, _SKIPPED_AT_ONCE))):
+            parts.append(part)
+            size -= len(part)
+            self._at += len(part)
+        return b"".join(parts)
+
+
+@contextmanager
+def open_address(address: str, error: type[DataError | ImageError] = DataError) -> Iterator[Reader]:
+    """Opens a file to be read on from its start.
+
+    Args:
+        address: Of the file.
+        error: What to raise.
+
+    Raises:
+        DataError: Or of kind `error`: it is not there, may not be read, or needs a package that is not installed.
+        MissingExtraError: fsspec is not installed.
+    """
+    fsspec = _fsspec()
+    with parsing(address, error), fsspec.open(address, "rb") as file:
+        yield _Forward(file)
+
+
+def matches(address: str) -> list[str]:
+    """Returns the addresses that one with `*` in it stands for, sorted; any other as it is.
+
+    Raises:
+        DataError: What is there cannot be listed.
+        MissingExtraError: fsspec is not installed.
+    """
+    if "*" not in address:
+        return [address]
+    fsspec = _fsspec()
+    with parsing(address, DataError):
+        system, pattern = fsspec.core.url_to_fs(address)
+        return sorted(system.unstrip_protocol(path) for path in system.glob(pattern))
+
+
+def _fsspec() -> Any:
+    try:
+        import fsspec
+    except ImportError:
+        missing_extra("fsspec", "bulk")
+    return fsspec
