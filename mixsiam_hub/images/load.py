@@ -33,7 +33,7 @@ MAX_PIXELS = 178_000_000
 """Width times height that a file may decode to: 0.7 GB as RGB in Pillow, just under the size that Pillow refuses."""
 
 _MAX_DIGESTED_BYTES = 2 << 30
-"""Of a file whose digest is asked for: no image of MAX_PIXELS is larger, and a name may stand for petabytes of holes."""
+"""Of a file whose digest is asked for: no image of MAX_PIXELS is larger, and a hostile file may be endless holes."""
 _AT_ONCE_BYTES = 64 << 20
 
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
@@ -128,9 +128,11 @@ def _load(source: ImageSource, digest: Digest | None = None) -> Image.Image:
             return _decode(source)
     found = path_or_bytes(source)
     # By name Pillow would map some files into memory, and shear those that are turned: it gets an open file.
-    with open_file(found) if isinstance(found, str) else io.BytesIO(found) as file:
-        with _open(_digested(file, digest) if digest else file) as image:
-            return _decode(image)
+    with (
+        open_file(found) if isinstance(found, str) else io.BytesIO(found) as file,
+        _open(_digested(file, digest) if digest else file) as image,
+    ):
+        return _decode(image)
 
 
 def _digested(file: BinaryIO, digest: Digest) -> BinaryIO:

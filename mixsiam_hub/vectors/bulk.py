@@ -89,9 +89,10 @@ def embed_into(
             errors.write(json.dumps({"key": key, "reason": reason}).encode() + b"\n")
 
         todo = _todo(images, shards, by_content, states, tally)
-        on_error = "raise" if strict else "skip"
         try:
-            for batch in encoder.embed_stream(todo, batch_size=batch_size, on_error=on_error, with_sha256=True):
+            for batch in encoder.embed_stream(
+                todo, batch_size=batch_size, on_error="raise" if strict else "skip", with_sha256=True
+            ):
                 for key, row in _rows(batch, states):
                     shards.put(key, row)
                     tally.embedded += 1

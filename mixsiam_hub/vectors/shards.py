@@ -5,9 +5,9 @@
     DIR/_errors.jsonl    what the last run could not read
     DIR/.lock            held by the one run that writes; the system lets go of it when that process ends
 
-A shard changes by a rename: new rows fill the last one, and the row of a changed image is replaced where it stands. So a
-process that is killed loses what it had not flushed, and no reader ever sees a row twice. Readers of Parquet pass over
-names that begin with `_` or `.`: `pandas.read_parquet(DIR)` gives the table.
+A shard changes by a rename: new rows fill the last one, and the row of a changed image is replaced where it stands. So
+a process that is killed loses what it had not flushed, and no reader ever sees a row twice. Readers of Parquet pass
+over names that begin with `_` or `.`: `pandas.read_parquet(DIR)` gives the table.
 """
 
 from __future__ import annotations
@@ -281,7 +281,9 @@ def read_manifest(folder: Path) -> ShardManifest:
     """
     path = folder / MANIFEST
     if not path.exists():
-        raise DataError(f"{folder} is no folder of vectors: it has no {MANIFEST}; `mixsiam embed ... --out DIR` writes it")
+        raise DataError(
+            f"{folder} is no folder of vectors: it has no {MANIFEST}; `mixsiam embed ... --out DIR` writes it"
+        )
     raw = untrusted.read_json(path, DataError)
     untrusted.one_of(raw.get("format_version"), (_FORMAT_VERSION,), "format_version", path, DataError)
     untrusted.one_of(raw.get("dtype"), DTYPES, "dtype", path, DataError)
