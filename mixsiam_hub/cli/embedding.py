@@ -116,7 +116,8 @@ def _embed_into(
 ) -> Path | None:
     """Writes shards as vectors come; returns the list of what could not be read, if there is one."""
     from mixsiam_hub.vectors.bulk import embed_into
-    from mixsiam_hub.vectors.shards import ERRORS, check_shard_folder
+    from mixsiam_hub.vectors.shard_writer import check_shard_folder
+    from mixsiam_hub.vectors.shards import ERRORS
 
     check_shard_folder(out)
     opened = encoder.open()

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixsiam_hub.atomic import replacing
-from mixsiam_hub.errors import ImageError
+from mixsiam_hub.errors import ArgumentError, ImageError
 from mixsiam_hub.images.kinds import ImageSource, path_or_bytes
 from mixsiam_hub.untrusted import sha256_file
 from mixsiam_hub.vectors.embed import model_label
-from mixsiam_hub.vectors.shards import ERRORS, FileState, Row, ShardManifest, ShardWriter, shard_writer
+from mixsiam_hub.vectors.shard_writer import FileState, Row, ShardWriter, open_shards
+from mixsiam_hub.vectors.shards import DTYPES, ERRORS, ShardManifest
 
 if TYPE_CHECKING:
     from mixsiam_hub.encoder import Batch, ImageEncoder
@@ -39,7 +40,7 @@ class Tally:
 
 
 def embed_into(
-    folder: Path,
+    folder: str | os.PathLike[str],
     encoder: ImageEncoder,
     images: Iterable[Item],
     *,
@@ -74,14 +75,18 @@ def embed_into(
         DataError: The folder holds other vectors, or a damaged shard; before any work.
         OutputError: It holds other files, cannot be written, is full, or another run is at it.
         ImageError: A bad image, with strict.
-        MissingExtraError: pyarrow is not installed.
+        ArgumentError: Another dtype, or a batch_size below 1.
+        MissingExtraError: pyarrow or filelock is not installed.
     """
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
+    folder = Path(folder)
     manifest = ShardManifest(encoder.fingerprint, encoder.variant, model_label(encoder, model), encoder.dim, dtype)
     tally = Tally()
     states: dict[str, FileState] = {}
     stopped: BaseException | None = None
     with (
-        shard_writer(folder, manifest, by_content=by_content) as shards,
+        open_shards(folder, manifest, by_content=by_content) as shards,
         replacing(folder / ERRORS) as errors,
     ):
 

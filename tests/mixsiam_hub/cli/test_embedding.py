@@ -185,7 +185,7 @@ def test_interrupting_a_folder_keeps_what_is_done(images: Path, tmp_path: Path) 
     hangs = """
 import signal, time
 from mixsiam_hub.images import stream
-from mixsiam_hub.vectors.shards import ShardWriter
+from mixsiam_hub.vectors.shard_writer import ShardWriter
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A test run in the background ignores it.
 load, put, loaded, stored = stream.load_pixels_and_facts, ShardWriter.put, [], []
 def put_counted(*arguments):

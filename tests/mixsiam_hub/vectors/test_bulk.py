@@ -26,12 +26,13 @@ from commands import start
 from PIL import Image
 
 from mixsiam_hub import ImageEncoder, ImageError
-from mixsiam_hub.errors import DataError, OutputError
+from mixsiam_hub.errors import ArgumentError, DataError, OutputError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sources import Item
-from mixsiam_hub.vectors import shards
+from mixsiam_hub.vectors import shard_writer
 from mixsiam_hub.vectors.bulk import Tally, embed_into
-from mixsiam_hub.vectors.shards import ERRORS, ShardManifest, shard_writer
+from mixsiam_hub.vectors.shard_writer import open_shards
+from mixsiam_hub.vectors.shards import ERRORS, ShardManifest
 from mixsiam_hub.vectors.table import read_vectors
 
 ROWS = 5
@@ -44,7 +45,7 @@ def encoder() -> ImageEncoder:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "ROWS", ROWS)
+    monkeypatch.setattr(shard_writer, "ROWS", ROWS)
 
 
 @pytest.fixture
@@ -226,6 +227,12 @@ def test_bad_images_are_listed_and_tried_again(encoder: ImageEncoder, photos: li
     assert (out / ERRORS).read_bytes() == b""
 
 
+def test_another_dtype_is_refused_before_any_work(encoder: ImageEncoder, out: Path) -> None:
+    with pytest.raises(ArgumentError, match="dtype is 'int8'; allowed are float32, float16"):
+        embed_into(out, encoder, [], dtype="int8")
+    assert not out.exists()
+
+
 def test_strict_stops_at_a_bad_image_and_keeps_those_before(
     encoder: ImageEncoder, photos: list[Path], out: Path
 ) -> None:
@@ -248,7 +255,7 @@ def test_vectors_of_another_kind_are_refused_before_any_work(
     encoder: ImageEncoder, photos: list[Path], out: Path, change: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = ShardManifest(encoder.fingerprint, encoder.variant, "org/name@1", 256, "float32")
-    with shard_writer(out, replace(manifest, **change), by_content=False):
+    with open_shards(out, replace(manifest, **change), by_content=False):
         pass
     (out / ".lock").unlink()
     before = content(out)
@@ -311,8 +318,8 @@ def test_a_full_disk_is_an_error_and_leaves_the_shards_whole(
 
 
 SMALL_STEPS = f"""
-from mixsiam_hub.vectors import shards
-shards.ROWS, shards.FLUSH_S = {ROWS}, 0.0
+from mixsiam_hub.vectors import shard_writer
+shard_writer.ROWS, shard_writer.FLUSH_S = {ROWS}, 0.0
 """
 DIES = """
 import os, signal, threading

@@ -14,15 +14,16 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra bulk")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra bulk")
 
 from mixsiam_hub.errors import DataError, MissingExtraError, OutputError
-from mixsiam_hub.vectors import shards
-from mixsiam_hub.vectors.shards import FileState, Row, ShardManifest, check_shard_folder, shard_writer
+from mixsiam_hub.vectors import shard_writer
+from mixsiam_hub.vectors.shard_writer import FileState, Row, check_shard_folder, open_shards
+from mixsiam_hub.vectors.shards import ShardManifest
 from mixsiam_hub.vectors.table import read_vectors
 
 MANIFEST = ShardManifest("ab" * 32, "fp32-exact", "m", 4, "float32")
 
 
 def fill(folder: Path, keys: str, manifest: ShardManifest = MANIFEST) -> None:
-    with shard_writer(folder, manifest, by_content=False) as writer:
+    with open_shards(folder, manifest, by_content=False) as writer:
         for number, key in enumerate(keys):
             state = FileState(1, number, "cd" * 32)
             assert writer.claim(key, state)
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_claim_is_for_the_first_who_asks(folder: Path) -> None:
-    with shard_writer(folder, MANIFEST, by_content=False) as writer:
+    with open_shards(folder, MANIFEST, by_content=False) as writer:
         assert not writer.claim("a", FileState(1, 0, None))
         assert writer.claim("a", FileState(2, 0, None))
         assert not writer.claim("a", FileState(2, 0, None))
@@ -45,13 +46,13 @@ def test_a_claim_is_for_the_first_who_asks(folder: Path) -> None:
         assert writer.claim("d", FileState())
         assert writer.knows("d")
         assert not writer.knows("e")
-    with shard_writer(folder, MANIFEST, by_content=True) as writer:
+    with open_shards(folder, MANIFEST, by_content=True) as writer:
         assert not writer.claim("a", FileState(2, 7, "cd" * 32))
         assert writer.claim("a", FileState(1, 0, "ef" * 32))
 
 
 def test_a_flush_may_be_repeated(folder: Path) -> None:
-    with shard_writer(folder, MANIFEST, by_content=False) as writer:
+    with open_shards(folder, MANIFEST, by_content=False) as writer:
         for key in "bd":
             writer.claim(key, FileState(9, 9))
             writer.put(key, Row(np.full(4, 7, np.float32), 2, 3, FileState(9, 9)))
@@ -68,13 +69,13 @@ def test_a_flush_may_be_repeated(folder: Path) -> None:
 
 
 def test_rows_are_written_once_they_are_many_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "ROWS", 2)
-    with shard_writer(tmp_path, MANIFEST, by_content=False) as writer:
+    monkeypatch.setattr(shard_writer, "ROWS", 2)
+    with open_shards(tmp_path, MANIFEST, by_content=False) as writer:
         for number, expected in enumerate([0, 2, 2, 4]):
             writer.claim(str(number), FileState())
             writer.put(str(number), Row(np.zeros(4, np.float32), 1, 1, FileState()))
             assert len(read_vectors(tmp_path).ids) == expected
-        monkeypatch.setattr(shards, "FLUSH_S", -1.0)
+        monkeypatch.setattr(shard_writer, "FLUSH_S", -1.0)
         writer.claim("4", FileState())
         writer.put("4", Row(np.zeros(4, np.float32), 1, 1, FileState()))
         assert len(read_vectors(tmp_path).ids) == 5
@@ -144,12 +145,14 @@ def test_a_shard_of_another_encoder_is_not_read(folder: Path, tmp_path: Path) ->
     (tmp_path / "other/000001.parquet").rename(folder / "000002.parquet")
     with pytest.raises(DataError, match=r"000002\.parquet .*: its vectors are not of the encoder in _manifest\.json"):
         read_vectors(folder)
+    with pytest.raises(DataError, match=r"000002\.parquet .*: its columns or their encoder are not those of _manifest"):
+        fill(folder, "e")
 
 
 def test_a_shard_with_other_columns_is_not_added_to(folder: Path) -> None:
     shard = folder / "000001.parquet"
     pq.write_table(pq.read_table(shard).drop(["width"]), shard)
-    with pytest.raises(DataError, match=r"its columns are not those of _manifest\.json"):
+    with pytest.raises(DataError, match=r"its columns or their encoder are not those of"):
         fill(folder, "d")
 
 
@@ -169,3 +172,9 @@ def test_without_its_packages(tmp_path: Path, module: str, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"{module} is not installed; run: pip install 'mixsiam-hub\[bulk\]'"):
         fill(tmp_path / "v", "a")
+
+
+def test_reading_without_its_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match="pyarrow is not installed"):
+        read_vectors(folder)
