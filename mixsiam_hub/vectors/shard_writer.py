@@ -78,11 +78,12 @@ class ShardWriter:
         pa, _ = pyarrow()
         self._folder = folder
         self._by_content = by_content
+        self._dtype = np.dtype(manifest.dtype)
         self._schema = pa.schema(
             [
                 ("path", pa.string()),
                 ("sha256", pa.string()),
-                ("vector", pa.list_(pa.type_for_alias(manifest.dtype), manifest.dim)),
+                ("vector", pa.list_(pa.from_numpy_dtype(self._dtype), manifest.dim)),
                 ("width", pa.int32()),
                 ("height", pa.int32()),
                 ("size_bytes", pa.int64()),
@@ -163,7 +164,7 @@ class ShardWriter:
     def _table(self, rows: dict[str, Row]) -> Any:
         pa, _ = pyarrow()
         column = self._schema.field("vector").type
-        vectors = np.array([row.vector for row in rows.values()], column.value_type.to_pandas_dtype())
+        vectors = np.array([row.vector for row in rows.values()], self._dtype)
         states = [row.state for row in rows.values()]
         return pa.table(
             {

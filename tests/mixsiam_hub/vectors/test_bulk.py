@@ -84,7 +84,8 @@ def listed(out: Path) -> dict[str, str]:
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.iterdir())}
+    paths = sorted(path for path in folder.iterdir() if path.name != ".lock")
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
 def touch(path: Path) -> None:
@@ -264,6 +265,7 @@ def test_vectors_of_another_kind_are_refused_before_any_work(
     with pytest.raises(DataError, match=rf"holds vectors of {name} {value} \(model org/name@1\), not .*another folder"):
         embed_into(out, encoder, items(photos))
     assert content(out) == before
+    assert not (out / ".lock").exists()
 
 
 def test_two_runs_at_once(encoder: ImageEncoder, photos: list[Path], out: Path) -> None:
