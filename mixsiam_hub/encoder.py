@@ -14,7 +14,7 @@ from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import ArgumentError, ImageError, ModelError
 from mixsiam_hub.images.kinds import ImageSource
-from mixsiam_hub.images.preprocess import normalise
+from mixsiam_hub.images.preprocess import ImageFacts, normalise
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches
 from mixsiam_hub.model import hub
@@ -35,12 +35,14 @@ class Batch:
         keys: Their names, n: the paths as they were given, or `image 7`.
         vectors: (n, D) float32.
         errors: Index of each bad image -> what is wrong with it, its name as `.image`; empty unless on_error is `skip`.
+        facts: n: the upright image's height and width in pixels and, where asked for, the sha256 of its file.
     """
 
     indices: NDArray[np.int64]
     keys: list[str]
     vectors: NDArray[np.float32]
     errors: dict[int, ImageError] = field(default_factory=dict)
+    facts: list[ImageFacts] = field(default_factory=list)
 
 
 class ImageEncoder:
@@ -158,6 +160,7 @@ class ImageEncoder:
         normalize: bool = True,
         pooled: bool = False,
         on_error: OnError = "raise",
+        with_sha256: bool = False,
     ) -> Iterator[Batch]:
         """Embeds an iterable of any length, a batch at a time, and never holds more than 2 * batch_size images.
 
@@ -167,6 +170,7 @@ class ImageEncoder:
             normalize: Scale vectors to length 1; a zero vector stays zero.
             pooled: Give the features before the head, all of them.
             on_error: `raise` stops at the first bad image; `skip` leaves it out and says why in its batch's errors.
+            with_sha256: The batches' facts hold the sha256 of each encoded file, of the very bytes that are decoded.
 
         Returns:
             An iterator of batches, in the order of the images.
@@ -183,8 +187,8 @@ class ImageEncoder:
             # (n, 3, S, S) -> (n, K) -> (n, width)
             return network(pixels)[:, :width]
 
-        outputs = self._run(vectors_of, images, batch_size, on_error, (width,))
-        return (Batch(d.indices, d.keys, _unit_length(v) if normalize else v, d.errors) for d, v in outputs)
+        outputs = self._run(vectors_of, images, batch_size, on_error, (width,), with_sha256)
+        return (Batch(d.indices, d.keys, _unit_length(v) if normalize else v, d.errors, d.facts) for d, v in outputs)
 
     def features(
         self, images: ImageSource | Item | Iterable[ImageSource | Item], *, batch_size: int = 32
@@ -277,6 +281,7 @@ class ImageEncoder:
         batch_size: int,
         on_error: str,
         shape: tuple[int, ...],
+        with_sha256: bool = False,
     ) -> Iterator[tuple[DecodedBatch, NDArray[np.float32]]]:
         # Checked here and not in a generator, which would wait for the first batch to be asked for.
         if batch_size < 1:
@@ -285,7 +290,12 @@ class ImageEncoder:
             raise ArgumentError(f"on_error is {on_error!r}; allowed are {', '.join(get_args(OnError))}")
         pre = self._folder.config.preprocessing
         decoded = decode_batches(
-            as_iterable(images), pre, batch_size=batch_size, on_error=on_error, workers=self._threads
+            as_iterable(images),
+            pre,
+            batch_size=batch_size,
+            on_error=on_error,
+            workers=self._threads,
+            with_sha256=with_sha256,
         )
         nothing = np.empty((0, *shape), np.float32)  # Not every runtime takes an empty batch.
         return ((d, self._finite(network(normalise(d.pixels, pre))) if len(d.indices) else nothing) for d in decoded)

@@ -4,60 +4,153 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mixsiam_hub.cli.group import EXIT_SKIPPED, PATH, EncoderOptions, encoder_options, main, printable
-from mixsiam_hub.errors import DataError
+from mixsiam_hub.errors import DataError, MixsiamError
 
 if TYPE_CHECKING:
-    from mixsiam_hub.images.sources import ImageSet
+    from tqdm import tqdm
+
+    from mixsiam_hub import ImageEncoder
+    from mixsiam_hub.images.sources import ImageSet, Item
+    from mixsiam_hub.vectors.bulk import Tally
     from mixsiam_hub.vectors.search import Neighbours
     from mixsiam_hub.vectors.table import VectorFile
+
+_FILES = (".npz", ".parquet", ".npy")
+_DTYPES = ("float32", "float16")
 
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True)
 @encoder_options
-@click.option("--out", type=PATH, required=True, help="FILE.npz or FILE.parquet.")
+@click.option("--out", type=PATH, required=True, help="FILE.npz, FILE.parquet, FILE.npy, or a folder of shards.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--column", help="Of Parquet files, the one that holds encoded images. Default: image.")
-@click.option("--strict", is_flag=True, help="Stop at the first bad image or folder and write nothing.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad image or folder; no file is written then.")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the vectors in a folder. Default: float32.")
+@click.option("--hash", "by_content", is_flag=True, help="Tell by its content whether an image in a folder changed.")
 def embed(
-    inputs: Sequence[str], encoder: EncoderOptions, out: Path, batch_size: int, column: str | None, strict: bool
+    inputs: Sequence[str],
+    encoder: EncoderOptions,
+    out: Path,
+    batch_size: int,
+    column: str | None,
+    strict: bool,
+    dtype: str | None,
+    by_content: bool,
 ) -> None:
     """Embed images: INPUTS are files, folders, globs, Parquet files, tars, and lists of paths (a .txt, or -).
 
-    A bad image and a folder that cannot be searched are left out and listed, with the reason, in OUT.errors.jsonl; the
-    exit code is then 3.
+    A folder as OUT gets Parquet shards as the vectors are computed: the same command goes on where an earlier run was
+    stopped, and embeds only images that are new or changed.
+
+    A bad image and a folder that cannot be searched are left out and listed, with the reason, in OUT.errors.jsonl, or
+    OUT/_errors.jsonl; the exit code is then 3.
     """
+    from mixsiam_hub.images.feed import stream_source
     from mixsiam_hub.images.sources import open_source
-    from mixsiam_hub.vectors.embed import embed_files, errors_path, write_errors
-    from mixsiam_hub.vectors.table import vector_writer
 
     if any(os.path.exists(name) and out.exists() and os.path.samefile(name, out) for name in inputs):
         raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
-    images = open_source(inputs, column)
-    if strict:
-        _check_searched(images)
-    with vector_writer(out) as write:
+    if out.suffix not in _FILES and (out.is_dir() or not out.suffix):
+        images, again = stream_source(inputs, column), None if "-" in inputs else stream_source(inputs, column)
+        unread = _embed_into(out, encoder, images, again, batch_size, strict, dtype or _DTYPES[0], by_content)
+    else:
+        _check_file(out, dtype, by_content)
+        found = open_source(inputs, column)
+        if strict:
+            _check_searched(found)
+        unread = _embed_to_file(out, encoder, found, batch_size, strict)
+    if unread:
+        click.echo(f"{printable(str(unread))} says what could not be read, and why", err=True)
+        sys.exit(EXIT_SKIPPED)
+
+
+def _check_file(out: Path, dtype: str | None, by_content: bool) -> None:
+    """Raises DataError for a place that is neither a file of vectors nor a folder, and for a folder's options."""
+    if out.suffix not in _FILES:
+        raise DataError(f"{out} must end in {', '.join(_FILES)}, or be a folder: make it first if its name has a dot")
+    if dtype or by_content:
+        raise DataError(f"--dtype and --hash are for a folder of shards, and {out} is a file; leave them out")
+
+
+def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_size: int, strict: bool) -> Path | None:
+    """Writes all vectors at the end; returns the list of what could not be read, if there is one."""
+    from mixsiam_hub.vectors.embed import embed_files, errors_path, write_errors
+    from mixsiam_hub.vectors.npy_file import matrix_writer
+    from mixsiam_hub.vectors.table import vector_writer
+
+    with matrix_writer(out) if out.suffix == ".npy" else vector_writer(out) as write:
         opened = encoder.open()
-        with _progress_bar(len(images)) as advance:
+        with _progress_bar(len(images)) as bar:
             vectors, bad = embed_files(
-                opened, images, model=encoder.model, batch_size=batch_size, strict=strict, progress=advance
+                opened,
+                images,
+                model=encoder.model,
+                batch_size=batch_size,
+                strict=strict,
+                progress=bar.update if bar else lambda count: None,
             )
         write(vectors)
     unread = {**images.unreadable, **bad}
     write_errors(out, unread)
-    if unread:
-        click.echo(f"{printable(str(errors_path(out)))} says what could not be read, and why", err=True)
-    click.echo(f"{_summary(out, vectors, images, bad)}; by {opened.backend} on {opened.device}, {opened.variant}")
-    if unread:
-        sys.exit(EXIT_SKIPPED)
+    click.echo(f"{_summary(out, vectors, images, bad)}; {_by(opened)}")
+    return errors_path(out) if unread else None
+
+
+def _embed_into(
+    out: Path,
+    encoder: EncoderOptions,
+    images: Iterable[Item],
+    again: Iterable[Item] | None,
+    batch_size: int,
+    strict: bool,
+    dtype: str,
+    by_content: bool,
+) -> Path | None:
+    """Writes shards as vectors come; returns the list of what could not be read, if there is one.
+
+    `again` are the same images, to be counted meanwhile for the time left, as the search for them may take long; None
+    where they can be read only once.
+    """
+    from mixsiam_hub.vectors.bulk import embed_into
+    from mixsiam_hub.vectors.shard_writer import check_shard_folder
+    from mixsiam_hub.vectors.shards import ERRORS
+
+    check_shard_folder(out)
+    opened = encoder.open()
+    began_s = time.perf_counter()
+    with _progress_bar(None) as bar:
+        try:
+            tally = embed_into(
+                out,
+                opened,
+                images,
+                model=encoder.model,
+                dtype=dtype,
+                by_content=by_content,
+                batch_size=batch_size,
+                strict=strict,
+                progress=partial(_show_tally, bar, _Count(again)) if bar else lambda tally: None,
+            )
+        except KeyboardInterrupt:
+            click.echo(f"{printable(str(out))} holds what was embedded; the same command goes on", err=True)
+            raise
+    took_s = time.perf_counter() - began_s
+    counts = f"{tally.embedded} images embedded; already there: {tally.present}; errors: {tally.errors}"
+    speed = f"{took_s:.1f} s, {tally.embedded / took_s:.1f} images/s"
+    click.echo("; ".join([f"{printable(str(out))}: {counts}", speed, _by(opened)]))
+    return out / ERRORS if tally.errors else None
 
 
 @main.command()
@@ -67,7 +160,7 @@ def embed(
 @click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="Neighbours of each query.")
 @click.option("--sheet", type=PATH, help="Also draw them: a PNG.")
 def search(vectors: Path, queries: Sequence[str], encoder: EncoderOptions, k: int, sheet: Path | None) -> None:
-    """Find the images nearest to QUERIES in VECTORS, a file written by `mixsiam embed`, by exact cosine."""
+    """Find the images nearest to QUERIES in VECTORS, a file or folder of `mixsiam embed`, by exact cosine."""
     from mixsiam_hub.images.sources import open_source
     from mixsiam_hub.vectors.search import search as find
     from mixsiam_hub.vectors.table import read_vectors
@@ -106,15 +199,35 @@ def demo(folder: Path | None, encoder: EncoderOptions, out: Path, sheet: Path | 
 
 
 @contextmanager
-def _progress_bar(images: int) -> Iterator[Callable[[int], object]]:
-    """Shows how many images are done; without a terminal, and for one image, tqdm's slow import is saved."""
-    if images < 2 or not sys.stderr.isatty():
-        yield lambda count: None
+def _progress_bar(images: int | None) -> Iterator[tqdm[None] | None]:
+    """Shows how many images are done and when the rest will be; None, to save a slow import, where nobody looks."""
+    if (images is not None and images < 2) or not sys.stderr.isatty():
+        yield None
         return
     from tqdm import tqdm
 
     with tqdm(total=images, unit=" images") as bar:
-        yield bar.update
+        yield bar
+
+
+class _Count:
+    """Counts images in another thread; `total` is None until they are counted."""
+
+    def __init__(self, images: Iterable[Item] | None) -> None:
+        self.total: int | None = None
+        if images is not None:
+            threading.Thread(target=self._count, args=(images,), daemon=True).start()
+
+    def _count(self, images: Iterable[Item]) -> None:
+        with suppress(MixsiamError, OSError):  # Whoever embeds them says so.
+            self.total = sum(1 for _ in images)
+
+
+def _show_tally(bar: tqdm[None], count: _Count, tally: Tally) -> None:
+    """Counts only what is embedded in this run, so that the speed and the time left are those of embedding."""
+    bar.total = None if count.total is None else max(count.total - tally.present, tally.embedded + tally.errors)
+    bar.set_postfix(errors=tally.errors, refresh=False)
+    bar.update(tally.embedded + tally.errors - bar.n)
 
 
 def _check_searched(images: ImageSet) -> None:
@@ -125,13 +238,22 @@ def _check_searched(images: ImageSet) -> None:
 
 def _summary(out: Path, vectors: VectorFile, images: ImageSet, bad: Mapping[str, str]) -> str:
     """Says how many images became vectors, and how many did not."""
+    skipped = [f"images skipped: {len(bad)}"] if bad else []
+    counts = f"{len(vectors.ids)} vectors of {vectors.vectors.shape[1]}"
+    return "; ".join([f"{printable(str(out))}: {counts}", *skipped, *_left_out(images)])
+
+
+def _left_out(images: ImageSet) -> list[str]:
+    """Says what was not looked at."""
     counts = {
-        "images skipped": len(bad),
         "files left out for their suffix": images.left_out,
         "folders not searched": len(images.unreadable),
     }
-    rest = [f"{what}: {count}" for what, count in counts.items() if count]
-    return "; ".join([f"{printable(str(out))}: {len(vectors.ids)} vectors of {vectors.vectors.shape[1]}", *rest])
+    return [f"{what}: {count}" for what, count in counts.items() if count]
+
+
+def _by(encoder: ImageEncoder) -> str:
+    return f"by {encoder.backend} on {encoder.device}, {encoder.variant}"
 
 
 def _show(rows: Sequence[Neighbours], sheet: Path | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ from mixsiam_hub.untrusted import NotRegularError, one_line, open_file
 MAX_PIXELS = 178_000_000
 """Width times height that a file may decode to: 0.7 GB as RGB in Pillow, just under the size that Pillow refuses."""
 
+_MAX_DIGESTED_BYTES = 2 << 30
+"""Of a file whose digest is asked for: no image of MAX_PIXELS is larger, and a hostile file may be endless holes."""
+_AT_ONCE_BYTES = 64 << 20
+
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +54,14 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
+class Digest(Protocol):
+    """What `hashlib.sha256()` gives, or the least that is needed of it."""
+
+    def update(self, data: bytes, /) -> None:
+        """Takes the next bytes."""
+
+
+def load_image(source: ImageSource, *, name: str | None = None, digest: Digest | None = None) -> Image.Image:
     """Decodes one image to upright RGB.
 
     The EXIF orientation is applied, transparency is composited on white, grey of 9 to 16 bits keeps its highest 8 (as
@@ -61,6 +73,7 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
             {"bytes", "path"}; a PIL image (its current frame; never changed); or a uint8 array: (H, W) grey, (H, W, 3)
             RGB or (H, W, 4) RGBA.
         name: What to call it in an error; by default its path, or what kind of source it is.
+        digest: Takes the encoded file, the very bytes that are decoded; nothing of a PIL image or an array.
 
     Returns:
         An image of mode RGB, at least 1x1. A PIL image that needs no change is returned as it is.
@@ -68,7 +81,7 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
     Raises:
         ImageError: The image is missing, damaged, too large, or of a kind that has no one meaning as 8-bit RGB.
     """
-    return _naming(_load, source, name)
+    return _naming(functools.partial(_load, digest=digest), source, name)
 
 
 def take(source: ImageSource, *, name: str | None = None) -> ImageSource:
@@ -106,7 +119,7 @@ def _take(source: ImageSource) -> ImageSource:
     return path_or_bytes(source)
 
 
-def _load(source: ImageSource) -> Image.Image:
+def _load(source: ImageSource, digest: Digest | None = None) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source))
     if isinstance(source, Image.Image):
@@ -115,8 +128,27 @@ def _load(source: ImageSource) -> Image.Image:
             return _decode(source)
     found = path_or_bytes(source)
     # By name Pillow would map some files into memory, and shear those that are turned: it gets an open file.
-    with open_file(found) if isinstance(found, str) else io.BytesIO(found) as file, _open(file) as image:
+    with (
+        open_file(found) if isinstance(found, str) else io.BytesIO(found) as file,
+        _open(_digested(file, digest) if digest else file) as image,
+    ):
         return _decode(image)
+
+
+def _digested(file: BinaryIO, digest: Digest) -> BinaryIO:
+    """Gives a file to a digest, and returns it to be read from its start: from memory, unless it is a large one."""
+    size = file.seek(0, os.SEEK_END)
+    if size > _MAX_DIGESTED_BYTES:
+        raise ImageError(f"it has {size} bytes, more than {_MAX_DIGESTED_BYTES}; an image file has less")
+    file.seek(0)
+    if size <= _AT_ONCE_BYTES:
+        data = file.read(_AT_ONCE_BYTES)
+        digest.update(data)
+        return io.BytesIO(data)
+    while data := file.read(1 << 20):
+        digest.update(data)
+    file.seek(0)
+    return file
 
 
 def _open(file: BinaryIO) -> Image.Image:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -82,8 +85,23 @@ def preprocess(image: Image.Image, pre: Preprocessing) -> NDArray[np.float32]:
     return normalise(resize_and_crop(image, pre), pre)
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image once it was decoded.
+
+    Attributes:
+        height: Of the upright image, in pixels.
+        width: Of the upright image, in pixels.
+        sha256: Of the encoded file, in hex; None where it was not asked for, and of pixels.
+    """
+
+    height: int
+    width: int
+    sha256: str | None
+
+
 def load_pixels(source: ImageSource, pre: Preprocessing, *, name: str | None = None) -> NDArray[np.uint8]:
-    """Decodes, resizes and crops one image: what a worker thread does for each.
+    """Decodes, resizes and crops one image.
 
     Args:
         source: As `load_image` takes it.
@@ -96,9 +114,32 @@ def load_pixels(source: ImageSource, pre: Preprocessing, *, name: str | None = N
     Raises:
         ImageError: As `load_image` and `resize_and_crop`; the message names the image.
     """
-    image = load_image(source, name=name)
+    return load_pixels_and_facts(source, pre, name=name)[0]
+
+
+def load_pixels_and_facts(
+    source: ImageSource, pre: Preprocessing, *, name: str | None = None, with_sha256: bool = False
+) -> tuple[NDArray[np.uint8], ImageFacts]:
+    """Does what `load_pixels` does, and says what was decoded: what a worker thread does for each image.
+
+    Args:
+        source: As `load_image` takes it.
+        pre: The encoder's preprocessing.
+        name: What to call it in an error.
+        with_sha256: Compute the sha256 of the encoded file too.
+
+    Returns:
+        Pixels, (S, S, 3) uint8, S = input_px, read-only; and the facts.
+
+    Raises:
+        ImageError: As `load_image` and `resize_and_crop`; the message names the image.
+    """
+    digest = hashlib.sha256() if with_sha256 else None
+    image = load_image(source, name=name, digest=digest)
+    is_encoded = not isinstance(source, Image.Image | np.ndarray)
+    facts = ImageFacts(image.height, image.width, digest.hexdigest() if digest and is_encoded else None)
     try:
-        return resize_and_crop(image, pre)
+        return resize_and_crop(image, pre), facts
     except ImageError as error:
         raise ImageError(f"{name or describe(source)}: {error}") from None
 

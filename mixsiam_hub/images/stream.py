@@ -17,12 +17,12 @@ from PIL import Image
 from mixsiam_hub.errors import ImageError
 from mixsiam_hub.images.kinds import ImageSource
 from mixsiam_hub.images.load import take
-from mixsiam_hub.images.preprocess import load_pixels
+from mixsiam_hub.images.preprocess import ImageFacts, load_pixels_and_facts
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.model.config import Preprocessing
 
 Pixels = NDArray[np.uint8]
-_Outcome = Future["Pixels | ImageError"]
+_Outcome = Future["tuple[Pixels, ImageFacts] | ImageError"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,14 @@ class DecodedBatch:
         keys: Names of the good images, n.
         pixels: (n, S, S, 3) uint8 RGB.
         errors: Position of each bad image -> what is wrong with it; `ImageError.image` is its key.
+        facts: What the good images are, n.
     """
 
     indices: NDArray[np.int64]
     keys: list[str]
     pixels: Pixels
     errors: dict[int, ImageError]
+    facts: list[ImageFacts]
 
 
 def as_iterable(images: ImageSource | Item | Iterable[ImageSource | Item]) -> Iterable[ImageSource | Item]:
@@ -57,7 +59,13 @@ def as_iterable(images: ImageSource | Item | Iterable[ImageSource | Item]) -> It
 
 
 def decode_batches(
-    images: Iterable[ImageSource | Item], pre: Preprocessing, *, batch_size: int, workers: int, on_error: str = "skip"
+    images: Iterable[ImageSource | Item],
+    pre: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    on_error: str = "skip",
+    with_sha256: bool = False,
 ) -> Iterator[DecodedBatch]:
     """Yields batches in the order of `images`, decoded ahead: at most 2 * batch_size images are held.
 
@@ -71,12 +79,13 @@ def decode_batches(
         batch_size: Images taken for one batch, good and bad.
         workers: Decoding threads; Pillow decodes and resizes outside the interpreter's lock.
         on_error: `raise` stops at the first bad image in order, `skip` reports it in its batch.
+        with_sha256: The facts hold the sha256 of each encoded file.
 
     Raises:
         ImageError: With `raise`, once the images before it were handed out.
         Exception: Whatever iterating `images` raises, likewise.
     """
-    decoded = _DecodeAhead(images, pre, 2 * batch_size, workers)
+    decoded = _DecodeAhead(images, pre, 2 * batch_size, workers, with_sha256)
     try:
         while True:
             batch: list[_Decoded] = []
@@ -102,11 +111,11 @@ def decode_batches(
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """One image's outcome: (S, S, 3) pixels, or what is wrong with it."""
+    """One image's outcome: (S, S, 3) pixels and facts, or what is wrong with it."""
 
     index: int
     key: str
-    outcome: Pixels | ImageError
+    outcome: tuple[Pixels, ImageFacts] | ImageError
 
 
 class _DecodeAhead:
@@ -115,8 +124,11 @@ class _DecodeAhead:
     The threads are daemons: an image or a source that hangs keeps neither Ctrl-C nor the end of the program waiting.
     """
 
-    def __init__(self, images: Iterable[ImageSource | Item], pre: Preprocessing, held: int, workers: int) -> None:
+    def __init__(
+        self, images: Iterable[ImageSource | Item], pre: Preprocessing, held: int, workers: int, with_sha256: bool
+    ) -> None:
         self._pre = pre
+        self._with_sha256 = with_sha256
         self._unstarted = workers
         self._slots = threading.Semaphore(held)
         self._tasks: queue.SimpleQueue[tuple[_Outcome, Item] | None] = queue.SimpleQueue()
@@ -164,7 +176,7 @@ class _DecodeAhead:
         while (task := self._tasks.get()) and not self._is_closed:
             outcome, item = task
             try:
-                outcome.set_result(_load(item, self._pre))
+                outcome.set_result(_load(item, self._pre, self._with_sha256))
             except BaseException as error:  # A fault of ours, or no memory left: raised where the image is used.
                 outcome.set_exception(error)
         self._tasks.put(None)  # For the next thread.
@@ -180,9 +192,9 @@ def _as_item(index: int, image: ImageSource | Item) -> Item:
     return Item(os.fsdecode(image) if isinstance(image, str | os.PathLike) else f"image {index}", image)
 
 
-def _load(item: Item, pre: Preprocessing) -> Pixels | ImageError:
+def _load(item: Item, pre: Preprocessing, with_sha256: bool) -> tuple[Pixels, ImageFacts] | ImageError:
     try:
-        return load_pixels(item.source, pre, name=item.key)
+        return load_pixels_and_facts(item.source, pre, name=item.key, with_sha256=with_sha256)
     except ImageError as error:
         return named_error(item.key, error)
 
@@ -196,9 +208,14 @@ def named_error(key: str, error: ImageError) -> ImageError:
 
 def _stack(batch: list[_Decoded], pre: Preprocessing) -> DecodedBatch:
     size = pre.input_px
-    good = [image for image in batch if not isinstance(image.outcome, ImageError)]
+    good = [(image, *image.outcome) for image in batch if not isinstance(image.outcome, ImageError)]
     pixels = np.empty((len(good), size, size, 3), np.uint8)
-    for place, image in zip(pixels, good, strict=True):
-        place[:] = cast(Pixels, image.outcome)
-    errors = {image.index: image.outcome for image in batch if isinstance(image.outcome, ImageError)}
-    return DecodedBatch(np.array([i.index for i in good], np.int64), [i.key for i in good], pixels, errors)
+    for place, (_, decoded, _) in zip(pixels, good, strict=True):
+        place[:] = decoded
+    return DecodedBatch(
+        indices=np.array([image.index for image, _, _ in good], np.int64),
+        keys=[image.key for image, _, _ in good],
+        pixels=pixels,
+        errors={image.index: image.outcome for image in batch if isinstance(image.outcome, ImageError)},
+        facts=[facts for _, _, facts in good],
+    )

@@ -50,7 +50,7 @@ def embed_files(
         ids += batch.keys
         bad |= {error.image: str(error) for error in batch.errors.values()}
         progress(len(batch.keys) + len(batch.errors))
-    label = _label(encoder, model)
+    label = model_label(encoder, model)
     return VectorFile(np.concatenate(vectors), ids, encoder.fingerprint, encoder.variant, label), bad
 
 
@@ -78,7 +78,7 @@ def write_errors(out: Path, bad: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _label(encoder: ImageEncoder, model: str | None) -> str:
+def model_label(encoder: ImageEncoder, model: str | None) -> str:
     """Returns what opens the same encoder again, a Hub id at its commit."""
     if model is None:
         return BUILTIN_LABEL

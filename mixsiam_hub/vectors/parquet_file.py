@@ -61,36 +61,64 @@ def read(file: BinaryIO, size: int) -> tuple[NDArray[np.float32], list[str], dic
         DataError: It holds something else, or the digest differs.
         Exception: It is damaged: whatever pyarrow raises.
     """
-    _, pq = pyarrow()
-    # Names by dictionary: a hostile file may hold one long name once and name it a million times.
-    parquet = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=["path"])
-    schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    _check_schema(schema)
-    dim = schema.field("vector").type.list_size
-    # Not asked: metadata of a column, in which pyarrow ends the process on some damaged footers.
-    if rows * dim * np.dtype(np.float32).itemsize > size:
-        raise DataError(f"it says {rows} vectors of {dim}, more than its {size} bytes can hold")
-    table = parquet.read(["path", "vector"])
-    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    ids = [name for chunk in table["path"].chunks for name in _decoded(chunk)]
-    found = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    vectors, ids, found = read_columns(file, size, (*_LABELS, _DIGEST))
     labels = {name: found[name] for name in _LABELS}
     if found[_DIGEST] != _digest(vectors, ids, labels):
         raise DataError("its content does not fit its sha256: it was damaged or changed; embed the images again")
     return vectors, ids, labels
 
 
-def _check_schema(schema: Any) -> None:
+def read_columns(
+    file: BinaryIO, size: int, metadata: Sequence[str]
+) -> tuple[NDArray[np.float32], list[str], dict[str, str]]:
+    """Reads the columns `path` and `vector` of a file or a shard.
+
+    Args:
+        file: The file.
+        size: Its length in bytes, which the vectors may not exceed.
+        metadata: What its schema's metadata must hold.
+
+    Returns:
+        Vectors, (N, D) float32; paths, N; and the schema's metadata.
+
+    Raises:
+        DataError: It holds something else.
+        Exception: It is damaged: whatever pyarrow raises.
+    """
+    _, pq = pyarrow()
+    # Names by dictionary: a hostile file may hold one long name once and name it a million times.
+    parquet = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=["path"])
+    schema = parquet.schema_arrow
+    _check_schema(schema, metadata)
+    check_rows(parquet, size)
+    table = parquet.read(["path", "vector"])
+    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors = vectors.reshape(-1, schema.field("vector").type.list_size).astype(np.float32, copy=False)
+    ids = [name for chunk in table["path"].chunks for name in _decoded(chunk)]
+    found = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    return vectors, ids, found
+
+
+def check_rows(parquet: Any, size: int) -> None:
+    """Raises DataError if a ParquetFile says more vectors, which are not compressed, than its size in bytes allows."""
+    # Not asked: metadata of a column, in which pyarrow ends the process on some damaged footers.
+    column, rows = parquet.schema_arrow.field("vector").type, parquet.metadata.num_rows
+    if rows * column.list_size * column.value_type.bit_width // 8 > size:
+        raise DataError(f"it says {rows} vectors of {column.list_size}, more than its {size} bytes can hold")
+
+
+def _check_schema(schema: Any, metadata: Sequence[str]) -> None:
     pa, _ = pyarrow()
     missing = [name for name in ("path", "vector") if name not in schema.names]
-    missing += [name for name in (*_LABELS, _DIGEST) if name.encode() not in (schema.metadata or {})]
+    missing += [name for name in metadata if name.encode() not in (schema.metadata or {})]
     if missing:
         raise DataError(f"it has no {', '.join(missing)}, which `mixsiam embed` writes")
     path, vector = schema.field("path").type, schema.field("vector").type
     if not pa.types.is_dictionary(path) or path.value_type not in (pa.string(), pa.binary()):
         raise DataError(f"column path is {path}; it must be string or binary")
-    if not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float32() or vector.list_size < 1:
-        raise DataError(f"column vector is {vector}; it must be a fixed-size list of float32")
+    is_list = pa.types.is_fixed_size_list(vector) and vector.list_size >= 1
+    if not is_list or vector.value_type not in (pa.float32(), pa.float16()):
+        raise DataError(f"column vector is {vector}; it must be a fixed-size list of float32 or float16")
 
 
 def _encoded(ids: Sequence[str]) -> list[str] | list[bytes]:

@@ -16,6 +16,7 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.untrusted import one_line, open_regular, quote
 from mixsiam_hub.vectors import npz_file, parquet_file
+from mixsiam_hub.vectors.shards import read_shards
 
 BUILTIN_LABEL = "built-in"
 """What `VectorFile.model` holds for the encoder that comes with this package."""
@@ -99,16 +100,19 @@ def vector_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[VectorFile
 
 
 def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
-    """Reads a file that `write_vectors` wrote.
+    """Reads a file that `write_vectors` wrote, or a folder of shards.
 
     Types, shapes and counts are compared with the size of the file before anything is allocated, and every bit of the
     content has a checksum.
 
     Raises:
         DataError: The file is absent, damaged, or not of this kind.
-        MissingExtraError: .parquet without pyarrow.
+        MissingExtraError: .parquet or a folder without pyarrow.
     """
     path = Path(path)
+    if path.is_dir():
+        vectors, ids, labels = read_shards(path)
+        return VectorFile(vectors, ids, **labels)
     suffix = _suffix(path)
     if suffix == ".parquet":
         parquet_file.pyarrow()

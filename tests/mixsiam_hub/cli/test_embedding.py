@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ import numpy as np
 import pytest
 from commands import assert_one_error_line, run, start
 from PIL import Image
+from tqdm import tqdm
 
 from mixsiam_hub.backends.choose import BACKENDS, DEVICES, PRECISIONS
+from mixsiam_hub.cli.embedding import _show_tally
 from mixsiam_hub.cli.group import EXIT_SKIPPED, main
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model import hub
+from mixsiam_hub.vectors.bulk import Tally
 from mixsiam_hub.vectors.table import read_vectors, write_vectors
 
 
@@ -147,6 +151,103 @@ def test_strict_stops_at_the_first_bad_file_and_writes_nothing(images: Path, bad
     result = run("embed", images, bad, "--out", tmp_path / "v.npz", "--strict")
     assert_one_error_line(result, str(bad))
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jpg"]
+
+
+def test_embed_into_a_folder_goes_on_and_search_reads_it(images: Path, bad: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    out, some = tmp_path / "vectors", sorted(images.iterdir())[:6]
+    result = run("embed", *some, "--out", f"{out}/")
+    assert result.exit_code == 0, result.output
+    assert f"{out}: 6 images embedded; already there: 0; errors: 0; " in result.stdout
+    result = run("embed", images, bad, "--out", out, "--hash")
+    assert result.exit_code == EXIT_SKIPPED
+    assert f"{out / '_errors.jsonl'} says what could not be read" in result.stderr
+    assert f"{out}: 10 images embedded; already there: 6; errors: 1; " in result.stdout
+    assert re.search(r" s, [\d.]+ images/s; by onnx on cpu, fp32-exact$", result.stdout)
+    query = images / "ring_00.png"
+    found = run("search", out, query, "-k", 3, "--sheet", tmp_path / "sheet.png").stdout.splitlines()
+    assert found[1].split() == ["1.000", str(query)]
+    assert_one_error_line(
+        run("embed", images, "--out", out, "--dtype", "float16"), "of dtype float32", "another folder"
+    )
+    assert_one_error_line(
+        run("embed", images, "--out", out, "--dim", 64), "of variant fp32-exact ", "not fp32-exact-64"
+    )
+    assert_one_error_line(run("search", out, query, "--dim", 64), "of variant fp32-exact,")
+
+
+def test_what_is_a_folder_of_vectors_and_what_is_not(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    copy = Path(shutil.copytree(images, tmp_path / "photos"))
+    for arguments, words in [
+        ((copy, "--out", tmp_path / "v.npz", "--dtype", "float16"), "are for a folder of shards"),
+        ((copy, "--out", tmp_path / "v.npy", "--hash"), "are for a folder of shards"),
+        ((copy, "--out", tmp_path / "v.1"), "must end in .npz, .parquet, .npy, or be a folder"),
+        ((copy, "--out", copy), "is one of the inputs"),
+        ((copy / "ring_00.png", "--out", copy), "holds files and no _manifest.json"),
+        ((copy, "--out", tmp_path / "new", "--model", tmp_path / "absent"), "absent"),
+    ]:
+        assert_one_error_line(run("embed", *arguments), words)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert len(list(copy.iterdir())) == 16
+    (tmp_path / "v.1").mkdir()
+    assert run("embed", copy, "--out", tmp_path / "v.1").exit_code == 0
+    assert len(read_vectors(tmp_path / "v.1").ids) == 16
+
+
+def test_embed_writes_a_bare_matrix(images: Path, stored: Path, bad: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.npy"
+    assert run("embed", images, bad, "--out", out).exit_code == EXIT_SKIPPED
+    vectors = read_vectors(stored)
+    np.testing.assert_allclose(np.load(out, allow_pickle=False), vectors.vectors, atol=1e-5)
+    assert (tmp_path / "v.keys.txt").read_text().splitlines() == vectors.ids
+    assert list(listed(out)) == [str(bad)]
+
+
+def test_interrupting_a_folder_keeps_what_is_done(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    hangs = """
+import signal, time
+from mixsiam_hub.images import stream
+from mixsiam_hub.vectors.shard_writer import ShardWriter
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A test run in the background ignores it.
+load, put, loaded, stored = stream.load_pixels_and_facts, ShardWriter.put, [], []
+def put_counted(*arguments):
+    put(*arguments)
+    stored.append(1)
+def load_seven(*arguments, **options):
+    loaded.append(1)
+    if len(loaded) > 7:
+        while len(stored) < 6:
+            time.sleep(0.01)
+        print("decoding", flush=True)
+        time.sleep(600)
+    return load(*arguments, **options)
+stream.load_pixels_and_facts, ShardWriter.put = load_seven, put_counted
+"""
+    out = tmp_path / "vectors"
+    process = start("embed", images, "--out", out, "--batch-size", "3", "--threads", "1", code=hangs)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"decoding\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.decode().splitlines() == [f"{out} holds what was embedded; the same command goes on", "interrupted"]
+    assert len(read_vectors(out).ids) == 6
+    assert "10 images embedded; already there: 6;" in run("embed", images, "--out", out).stdout
+
+
+def test_the_bar_counts_what_is_embedded_now(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=100, unit=" images") as bar:
+        _show_tally(bar, 100, Tally(embedded=6, present=70, errors=1))
+        _show_tally(bar, 100, Tally(embedded=18, present=70, errors=2))
+        assert (bar.n, bar.total) == (20, 30)
+        bar.refresh()
+    assert "20/30 [" in (shown := capsys.readouterr().err)
+    assert "errors=2" in shown
 
 
 def lock(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

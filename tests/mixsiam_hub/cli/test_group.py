@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # A test run in the ba
 def load_pixels(*_, **__):
     print("decoding", flush=True)
     time.sleep(600)
-stream.load_pixels = load_pixels
+stream.load_pixels_and_facts = load_pixels
 """
 BAD_NAME = b"caf\xe9.png"
 

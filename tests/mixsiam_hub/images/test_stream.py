@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from encoding import encoded, photo
 from PIL import Image, ImageSequence
 
 from mixsiam_hub.errors import ImageError
+from mixsiam_hub.images import load
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.preprocess import load_pixels
 from mixsiam_hub.images.sources import Item
@@ -208,6 +211,34 @@ def test_leaving_early_ends_the_threads() -> None:
     for thread in started:
         thread.join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in started)
+
+
+def test_facts_are_of_the_upright_image_and_the_bytes_that_were_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encoded(photo(40, 30), "JPEG", exif=turned)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    images = [path, data, io.BytesIO(data), flat(0), Image.fromarray(flat(1)), b"junk"]
+    for at_once_bytes in (1 << 20, 100):
+        monkeypatch.setattr(load, "_AT_ONCE_BYTES", at_once_bytes)
+        (batch,) = decode_batches(images, PRE, batch_size=6, workers=2, with_sha256=True)
+        assert [(fact.height, fact.width) for fact in batch.facts] == [(40, 30)] * 3 + [(9, 11)] * 2
+        assert [fact.sha256 for fact in batch.facts] == [hashlib.sha256(data).hexdigest()] * 3 + [None] * 2
+        (plain,) = decode_batches(images, PRE, batch_size=6, workers=2)
+        np.testing.assert_array_equal(batch.pixels, plain.pixels)
+        assert [fact.sha256 for fact in plain.facts] == [None] * 5
+
+
+def test_a_file_of_holes_is_never_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "holes.png"
+    path.write_bytes(encoded(photo(), "BMP"))
+    os.truncate(path, 1 << 40)
+    (batch,) = decode_batches([path], PRE, batch_size=1, workers=1, with_sha256=True)
+    assert "1099511627776 bytes, more than 2147483648" in str(batch.errors[0])
+    assert levels(decoded([path])) != []
 
 
 def test_one_image_or_many() -> None:
