@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,13 +21,13 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
-from mixsiam_hub.errors import DataError, OutputError, RecipeError
+from mixsiam_hub.errors import DataError, OutputError, RecipeError, TrainingError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.training import checkpoint, loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, measure_clean, read_checkpoint
-from mixsiam_hub.training.data import open_images
+from mixsiam_hub.training.data import Order, Views, make_loader, open_images
 from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
 from mixsiam_hub.training.recipe import Recipe, load_recipe
 
@@ -389,3 +391,64 @@ def test_initialisation_is_the_seeds() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["backbone.conv1.weight"], states[2]["backbone.conv1.weight"])
     assert float(states[0]["backbone.layer1.0.bn2.weight"].abs().max()) == 0
+
+
+@pytest.mark.slow
+def test_the_imagenet_recipe_runs_at_toy_scale(tmp_path: Path) -> None:
+    small = ["data=digits::val", "input_size=32", "epochs=1", "batch_size=60", "projector_dim=64", "predictor_dim=16"]
+    here = ["workers=0", "threads=1", "sync_batchnorm=false", f"run_dir={tmp_path / 'run'}"]
+    outcome = train(load_recipe("imagenet-resnet50", [*small, *here]))
+    assert outcome.finished
+    assert load_encoder(outcome.run).config.features_dim == 2048
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    step = loop._Trainer._step
+
+    def break_the_third(trainer: Any, batch: Any) -> None:
+        if trainer.progress.step == 2:
+            with torch.no_grad():
+                trainer.model.predictor[0].weight.fill_(torch.inf)
+        step(trainer, batch)
+
+    monkeypatch.setattr(loop._Trainer, "_step", break_the_third)
+    with pytest.raises(TrainingError, match=r"the loss of step 2 \(epoch 1\) is not finite: loss nan.*half the lr"):
+        train(recipe(run, "checkpoint_minutes=1e-9"))
+    state = read_checkpoint(run)
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_and_a_resume_equals_it(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    step = loop._Trainer._step
+
+    def told_in_the_sixth(trainer: Any, batch: Any) -> None:
+        if trainer.progress.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        step(trainer, batch)
+
+    monkeypatch.setattr(loop._Trainer, "_step", told_in_the_sixth)
+    outcome = train(recipe(run))
+    assert outcome.interrupted
+    assert not outcome.finished
+    assert read_checkpoint(run)["step"] == 6
+    monkeypatch.undo()
+    assert train(recipe(run), resume=True).finished
+    assert_same_run(whole_run, run)
+
+
+def test_a_killed_worker_is_an_error(tmp_path: Path) -> None:
+    class Deadly(Views):
+        def __getitem__(self, key: tuple[int, int]) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    images = open_images("digits::val")
+    views = Deadly(images, load_recipe("digits").view_plan, 0)
+    with pytest.raises(TrainingError, match="a worker that decodes images ended"):
+        list(make_loader(views, Order(len(images), 4, 1, 0), workers=1))

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mixsiam_hub.backends.choose import BACKENDS, DEVICES, PRECISIONS
-from mixsiam_hub.cli.embedding import _show_tally
+from mixsiam_hub.cli.embedding import _Count, _show_tally
 from mixsiam_hub.cli.group import EXIT_SKIPPED, main
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model import hub
@@ -242,8 +242,11 @@ stream.load_pixels_and_facts, ShardWriter.put = load_seven, put_counted
 
 def test_the_bar_counts_what_is_embedded_now(capsys: pytest.CaptureFixture[str]) -> None:
     with tqdm(total=100, unit=" images") as bar:
-        _show_tally(bar, 100, Tally(embedded=6, present=70, errors=1))
-        _show_tally(bar, 100, Tally(embedded=18, present=70, errors=2))
+        count = _Count(None)
+        _show_tally(bar, count, Tally(embedded=6, present=70, errors=1))
+        assert bar.total is None  # They are not counted yet.
+        count.total = 100
+        _show_tally(bar, count, Tally(embedded=18, present=70, errors=2))
         assert (bar.n, bar.total) == (20, 30)
         bar.refresh()
     assert "20/30 [" in (shown := capsys.readouterr().err)
