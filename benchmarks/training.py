@@ -1,0 +1,188 @@
+"""How fast a training step is: bare, with its data, in each precision, and beside lightly's SimSiam in a plain loop.
+
+All of it is SimSiam (two views, no mixture), with the same backbone, heads, view size, batch and workers; the
+measurements take turns, so that a slow spell of the machine hits all alike. `--lightly` needs the package of that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from machine import command_and_machine
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.sources import ImageSet
+from mixsiam_hub.training.convolution import use_matmul
+from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, normalise_on_device, open_images
+from mixsiam_hub.training.loop import make_model, make_optimiser
+from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
+from mixsiam_hub.training.model import Inputs
+from mixsiam_hub.training.recipe import Recipe, load_recipe
+
+EPOCHS = 1000
+"""More than a benchmark reaches."""
+
+
+class _OurStep:
+    """Our step on a batch, as `mixsiam train` does it."""
+
+    def __init__(self, recipe: Recipe, precision: str, *, matmul: bool) -> None:
+        self.recipe, self.precision, self.device = recipe, precision, pick_device()
+        self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device).train()
+        if matmul:
+            use_matmul(self.model.backbone)
+        self.optimiser = make_optimiser(self.model, recipe)
+
+    def __call__(self, batch: ViewBatch) -> None:
+        pre = self.recipe.model_config.preprocessing
+        moved = [[part.to(self.device, non_blocking=True) for part in column] for column in batch[:4]]
+        views = [normalise_on_device(view, pre) for view in moved[0]]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.model(Inputs(views, [], moved[2], moved[3])).loss
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+
+
+class _LightlyStep:
+    """lightly's parts in the loop that its SimSiam example shows."""
+
+    def __init__(self, recipe: Recipe, precision: str) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+
+        wide, narrow = recipe.projector_dim, recipe.predictor_dim
+        self.precision = precision
+        self.backbone = Backbone(recipe.backbone, recipe.output_stride)
+        self.projector = SimSiamProjectionHead(self.backbone.dim, wide, wide)
+        self.predictor = SimSiamPredictionHead(wide, narrow, wide)
+        self.criterion = NegativeCosineSimilarity()
+        parameters = nn.ModuleList([self.backbone, self.projector, self.predictor]).train().parameters()
+        self.optimiser = torch.optim.SGD(parameters, recipe.peak_lr, momentum=0.9, weight_decay=recipe.weight_decay)
+
+    def __call__(self, batch: tuple[list[torch.Tensor], ...]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            zs = [self.projector(self.backbone(x)) for x in batch[0]]
+            ps = [self.predictor(z) for z in zs]
+            loss = (self.criterion(zs[0].detach(), ps[1]) + self.criterion(zs[1].detach(), ps[0])) / 2
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
+class _ForLightly(Dataset[tuple[list[torch.Tensor], int, str]]):
+    """The images as lightly's data sets give them: views, class and name."""
+
+    def __init__(self, images: ImageSet, recipe: Recipe) -> None:
+        from lightly.transforms import SimSiamTransform
+
+        self.images = images
+        self.transform = SimSiamTransform(input_size=recipe.input_size, gaussian_blur=recipe.blur)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int, str]:
+        item = self.images[index]
+        return self.transform(load_image(item.source, name=item.key)), 0, item.key
+
+
+def our_batches(images: ImageSet, recipe: Recipe) -> Iterator[ViewBatch]:
+    """Yields batches without end, from worker processes."""
+    order = Order(len(images), recipe.batch_size, EPOCHS, recipe.seed)
+    return make_loader(Views(images, recipe.view_plan, recipe.seed), order, recipe.workers)
+
+
+def their_batches(images: ImageSet, recipe: Recipe) -> Iterator[tuple[list[torch.Tensor], ...]]:
+    """Yields lightly's batches of one epoch, from worker processes."""
+    return iter(
+        DataLoader(
+            _ForLightly(images, recipe), recipe.batch_size, shuffle=True, drop_last=True, num_workers=recipe.workers
+        )
+    )
+
+
+def tasks(images: ImageSet, recipe: Recipe, with_lightly: bool) -> dict[str, Callable[[int], float]]:
+    """Returns name -> what runs so many steps and returns the seconds of one."""
+    batch = next(our_batches(images, recipe))
+    best = pick_precision("auto", pick_device())
+    bare = {"bare step, fp32": _OurStep(recipe, "fp32", matmul=False)}
+    bare["bare step, bf16, torch's convolutions"] = _OurStep(recipe, "bf16", matmul=False)
+    bare["bare step, bf16, matrix products"] = _OurStep(recipe, "bf16", matmul=True)
+    found: dict[str, Callable[[int], float]] = {
+        name: lambda steps, step=step: timed(step, [batch] * steps) for name, step in bare.items()
+    }
+    for precision in dict.fromkeys(("fp32", best)):
+        ours = _OurStep(recipe, precision, matmul=precision == "bf16" and has_amx())
+        feed = our_batches(images, recipe)
+        found[f"with data, {precision}"] = lambda steps, step=ours, feed=feed: timed(step, islice(feed, steps))
+    if with_lightly:
+        for precision in dict.fromkeys(("fp32", best)):
+            theirs, their_feed = _LightlyStep(recipe, precision), their_batches(images, recipe)
+            found[f"lightly with data, {precision}"] = lambda steps, step=theirs, feed=their_feed: timed(
+                step, islice(feed, steps)
+            )
+    return found
+
+
+def timed(step: Callable[[object], None], batches: object) -> float:
+    """Returns the median seconds from one step's end to the next one's."""
+    seconds, last = [], time.perf_counter()
+    for batch in batches:  # type: ignore[attr-defined]
+        step(batch)
+        now = time.perf_counter()
+        seconds.append(now - last)
+        last = now
+    return statistics.median(seconds)
+
+
+def data_core_seconds(images: ImageSet, recipe: Recipe, count: int = 1000) -> float:
+    """Returns the core-seconds that the views of one image cost, in one process."""
+    views = Views(images, recipe.view_plan, recipe.seed)
+    start = time.process_time()
+    for position in range(count):
+        views[0, position]
+    return (time.process_time() - start) / count
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="training images, as mixsiam train takes them")
+    parser.add_argument("--lightly", action="store_true", help="also measure lightly")
+    parser.add_argument("--steps", type=int, default=8, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    recipe = load_recipe("cifar10", ["method=simsiam", "projector_layers=3"])
+    images = open_images(arguments.data)
+    found = tasks(images, recipe, arguments.lightly)
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for task in found.values():
+        task(2)
+    for _ in range(arguments.rounds):
+        for name, task in found.items():
+            seconds[name].append(task(arguments.steps))
+    print(command_and_machine())
+    how = f"batch {recipe.batch_size}, {recipe.input_size} px, stride {recipe.output_stride}, {recipe.workers} workers"
+    print(f"\n{how}; medians of {arguments.steps} steps in {arguments.rounds} rounds that take turns\n")
+    print("| what | images/s | slowest and fastest round | ratio to the first |\n|---|---|---|---|")
+    first = statistics.median(next(iter(seconds.values())))
+    for name, values in seconds.items():
+        rates = sorted(recipe.batch_size / value for value in values)
+        middle = statistics.median(values)
+        print(
+            f"| {name} | {recipe.batch_size / middle:.1f} | {rates[0]:.1f} to {rates[-1]:.1f} | {first / middle:.2f} |"
+        )
+    print(f"\nTwo views of an image: {1000 * data_core_seconds(images, recipe):.2f} core-ms")
+
+
+if __name__ == "__main__":
+    main()
