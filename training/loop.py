@@ -109,7 +109,7 @@ def _check_fit(recipe: Recipe, processes: Processes) -> None:
 
 def _prepare(recipe: Recipe, run: Path, processes: Processes) -> _Trainer:
     """Does all that can fail before the first step."""
-    torch.set_num_threads(recipe.threads or available_cpus())
+    torch.set_num_threads(recipe.threads or max(1, available_cpus() // processes.on_this_machine))
     train_images, val_images = open_for_training(recipe.data, recipe.val_data)
     if len(train_images) < recipe.batch_size:
         raise DataError(
@@ -180,7 +180,7 @@ class _Trainer:
                 self.progress.step += 1
                 self.progress.seconds = time.monotonic() - self.started
                 epoch, within = divmod(self.progress.step, self.steps_per_epoch)
-                is_alone = self.processes.count == 1
+                is_alone = self.processes.count == 1  # Else all of them do the same at the same step.
                 is_look = within == 0 or self.progress.step % SYNC_STEPS == 0
                 is_told = self._look(told.is_set()) if is_look else is_alone and told.is_set()
                 if within == 0:

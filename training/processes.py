@@ -27,10 +27,12 @@ class Processes:
     Attributes:
         rank: Number of this process, from 0.
         count: How many there are.
+        on_this_machine: How many of them share this machine's CPUs.
     """
 
     rank: int = 0
     count: int = 1
+    on_this_machine: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -101,7 +103,7 @@ def joined() -> Iterator[Processes]:
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(distributed.get_rank(), count)
+        yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
     finally:
         distributed.destroy_process_group()
 

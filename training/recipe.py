@@ -107,7 +107,8 @@ class Recipe:
         sync_batchnorm: Of several processes on GPUs, let every BatchNorm normalise by the images of all; else each
             process normalises by its own.
         workers: Processes that decode and augment for each one that trains, at most 256; 0 does it in that one.
-        threads: Of the main process, at most 1024; 0 takes the CPUs it may use.
+        threads: Of each process that trains, at most 1024; 0 takes the CPUs it may use, shared among those of this
+            machine.
         seed: Of everything random, 0 to 2**63 - 1.
         init: A model folder or Hub id whose backbone training continues from; "" starts from random weights.
         run_dir: The run's folder; "" is runs/NAME-DATE.
