@@ -14,42 +14,16 @@ from itertools import islice
 
 import torch
 from machine import command_and_machine
+from steps import OurStep, our_batches
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.sources import ImageSet
-from mixsiam_hub.training.convolution import use_matmul
-from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, normalise_on_device, open_images
-from mixsiam_hub.training.loop import make_model, make_optimiser
+from mixsiam_hub.training.data import Views, open_images
 from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
-from mixsiam_hub.training.model import Inputs
 from mixsiam_hub.training.recipe import Recipe, load_recipe
-
-EPOCHS = 1000
-"""More than a benchmark reaches."""
-
-
-class _OurStep:
-    """Our step on a batch, as `mixsiam train` does it."""
-
-    def __init__(self, recipe: Recipe, precision: str, *, matmul: bool) -> None:
-        self.recipe, self.precision, self.device = recipe, precision, pick_device()
-        self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device).train()
-        if matmul:
-            use_matmul(self.model.backbone)
-        self.optimiser = make_optimiser(self.model, recipe)
-
-    def __call__(self, batch: ViewBatch) -> None:
-        pre = self.recipe.model_config.preprocessing
-        moved = [[part.to(self.device, non_blocking=True) for part in column] for column in batch[:4]]
-        views = [normalise_on_device(view, pre) for view in moved[0]]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.model(Inputs(views, [], moved[2], moved[3])).loss
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
 
 
 class _LightlyStep:
@@ -95,12 +69,6 @@ class _ForLightly(Dataset[tuple[list[torch.Tensor], int, str]]):
         return self.transform(load_image(item.source, name=item.key)), 0, item.key
 
 
-def our_batches(images: ImageSet, recipe: Recipe) -> Iterator[ViewBatch]:
-    """Yields batches without end, from worker processes."""
-    order = Order(len(images), recipe.batch_size, EPOCHS, recipe.seed)
-    return make_loader(Views(images, recipe.view_plan, recipe.seed), order, recipe.workers)
-
-
 def their_batches(images: ImageSet, recipe: Recipe) -> Iterator[tuple[list[torch.Tensor], ...]]:
     """Yields lightly's batches of one epoch, from worker processes."""
     return iter(
@@ -114,14 +82,14 @@ def tasks(images: ImageSet, recipe: Recipe, with_lightly: bool) -> dict[str, Cal
     """Returns name -> what runs so many steps and returns the seconds of one."""
     batch = next(our_batches(images, recipe))
     best = pick_precision("auto", pick_device())
-    bare = {"bare step, fp32": _OurStep(recipe, "fp32", matmul=False)}
-    bare["bare step, bf16, torch's convolutions"] = _OurStep(recipe, "bf16", matmul=False)
-    bare["bare step, bf16, matrix products"] = _OurStep(recipe, "bf16", matmul=True)
+    bare = {"bare step, fp32": OurStep(recipe, "fp32", matmul=False)}
+    bare["bare step, bf16, torch's convolutions"] = OurStep(recipe, "bf16", matmul=False)
+    bare["bare step, bf16, matrix products"] = OurStep(recipe, "bf16", matmul=True)
     found: dict[str, Callable[[int], float]] = {
         name: lambda steps, step=step: timed(step, [batch] * steps) for name, step in bare.items()
     }
     for precision in dict.fromkeys(("fp32", best)):
-        ours = _OurStep(recipe, precision, matmul=precision == "bf16" and has_amx())
+        ours = OurStep(recipe, precision, matmul=precision == "bf16" and has_amx())
         feed = our_batches(images, recipe)
         found[f"with data, {precision}"] = lambda steps, step=ours, feed=feed: timed(step, islice(feed, steps))
     if with_lightly:
