@@ -1,8 +1,8 @@
 """3 x 3 convolutions in bf16 as matrix products: on a CPU with AMX, several times faster than torch's own.
 
-torch's weight gradient of a convolution reaches a tenth to a quarter of what its matrix product does there, and its
-forward pass a third where the maps are small (`benchmarks/training.py` measures both). The results are rounded to bf16
-like torch's own, from sums in float32.
+torch's weight gradient of a convolution takes most of a training step there, and its forward pass is slow where the
+maps are small; `benchmarks/training.py` measures a step with both ways. Results are rounded to bf16 like torch's own,
+from sums in float32.
 """
 
 from __future__ import annotations

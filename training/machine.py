@@ -17,7 +17,7 @@ def pick_device() -> torch.device:
 def pick_precision(asked: str, device: torch.device) -> str:
     """Resolves `auto`: bf16 on a GPU that computes it and on a CPU with AMX, else fp32.
 
-    A CPU with bf16 instructions but without AMX trains slower in bf16 than in fp32 (`benchmarks/training.md`).
+    A CPU with bf16 instructions but without AMX trains slower in bf16 than in fp32; `benchmarks/training.py` shows it.
     """
     if asked != "auto":
         return asked
