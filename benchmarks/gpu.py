@@ -22,7 +22,7 @@ import mixsiam_hub
 mixsiam_hub.__path__.append(str(Path(__file__).resolve().parent.parent))  # Where an installation puts `training`.
 
 from machine import command_and_machine
-from steps import OurStep, our_batches
+from steps import our_batches, our_step
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.images.samples import draw_samples
@@ -52,7 +52,7 @@ def main() -> None:
     print(f"{command_and_machine()}, {torch.cuda.get_device_name()}\n\n| step | images/s |\n|---|---|")
     recipe = load_recipe("tiny-imagenet", ["workers=8"])
     for precision in ("fp32", "bf16"):
-        step = OurStep(recipe, precision, matmul=False)
+        step = our_step(recipe, precision)
         for size in BATCH_SIZES:
             two = blank_batch(recipe.view_plan)
             batch = two._replace(

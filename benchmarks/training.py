@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from machine import command_and_machine
-from steps import OurStep, our_batches
+from steps import our_batches, our_step
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -82,15 +84,15 @@ def tasks(images: ImageSet, recipe: Recipe, with_lightly: bool) -> dict[str, Cal
     """Returns name -> what runs so many steps and returns the seconds of one."""
     batch = next(our_batches(images, recipe))
     best = pick_precision("auto", pick_device())
-    bare = {"bare step, fp32": OurStep(recipe, "fp32", matmul=False)}
-    bare["bare step, bf16, torch's convolutions"] = OurStep(recipe, "bf16", matmul=False)
-    bare["bare step, bf16, matrix products"] = OurStep(recipe, "bf16", matmul=True)
+    bare = {"bare step, fp32": our_step(recipe, "fp32"), "bare step, bf16": our_step(recipe, "bf16")}
+    if has_amx():
+        with patch("mixsiam_hub.training.step.has_amx", lambda: False):
+            bare["bare step, bf16, torch's convolutions"] = our_step(recipe, "bf16")
     found: dict[str, Callable[[int], float]] = {
         name: lambda steps, step=step: timed(step, [batch] * steps) for name, step in bare.items()
     }
     for precision in dict.fromkeys(("fp32", best)):
-        ours = OurStep(recipe, precision, matmul=precision == "bf16" and has_amx())
-        feed = our_batches(images, recipe)
+        ours, feed = our_step(recipe, precision), our_batches(images, recipe)
         found[f"with data, {precision}"] = lambda steps, step=ours, feed=feed: timed(step, islice(feed, steps))
     if with_lightly:
         for precision in dict.fromkeys(("fp32", best)):
@@ -101,10 +103,10 @@ def tasks(images: ImageSet, recipe: Recipe, with_lightly: bool) -> dict[str, Cal
     return found
 
 
-def timed(step: Callable[[object], None], batches: object) -> float:
+def timed(step: Callable[[Any], object], batches: Iterable[Any]) -> float:
     """Returns the median seconds from one step's end to the next one's."""
     seconds, last = [], time.perf_counter()
-    for batch in batches:  # type: ignore[attr-defined]
+    for batch in batches:
         step(batch)
         now = time.perf_counter()
         seconds.append(now - last)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +11,10 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
+from small_run import tell_to_stop
+
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.images.samples import draw_samples
-from mixsiam_hub.training import loop
 from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
 from mixsiam_hub.training.loop import train
 from mixsiam_hub.training.recipe import Recipe, load_recipe
@@ -40,14 +39,7 @@ def test_digits_train_on_a_gpu(tmp_path: Path) -> None:
 def test_a_run_resumes_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the same step; not bit for bit as on a CPU, since some kernels add up in no fixed order."""
     run = tmp_path / "run"
-    step = loop._Trainer._step
-
-    def told_in_the_twentieth(trainer: Any, batch: Any) -> None:
-        if trainer.progress.step == 19:
-            signal.raise_signal(signal.SIGTERM)
-        step(trainer, batch)
-
-    monkeypatch.setattr(loop._Trainer, "_step", told_in_the_twentieth)
+    tell_to_stop(monkeypatch, 19)
     assert train(recipe(run)).interrupted
     monkeypatch.undo()
     assert read_checkpoint(run)["step"] == 20

@@ -79,8 +79,8 @@ def test_a_folder_is_exported_again_with_an_int8_graph(model_folder: Path, tmp_p
 def test_training_continues_from_a_folder(model_folder: Path, tmp_path: Path) -> None:
     """`init` starts from the folder's weights; another architecture is refused with what to set."""
     from mixsiam_hub.training.init import load_init
-    from mixsiam_hub.training.loop import make_model
     from mixsiam_hub.training.recipe import load_recipe
+    from mixsiam_hub.training.step import make_model
 
     recipe = load_recipe("digits", [f'init="{model_folder}"'])
     model = make_model(recipe)

@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from mixsiam_hub.atomic import write_text
-from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, OutputError, RecipeError, TrainingError
 from mixsiam_hub.images.sources import ImageSet
@@ -27,29 +26,19 @@ from mixsiam_hub.training.checkpoint import (
     measure_clean,
     save_checkpoint,
 )
-from mixsiam_hub.training.convolution import use_matmul
-from mixsiam_hub.training.data import (
-    Order,
-    ViewBatch,
-    Views,
-    blank_batch,
-    make_loader,
-    normalise_on_device,
-    open_for_training,
-)
+from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, open_for_training
 from mixsiam_hub.training.init import Origin, load_init
 from mixsiam_hub.training.log import finite, write_log, write_scalars
-from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
-from mixsiam_hub.training.model import Inputs, MixSiam
+from mixsiam_hub.training.machine import pick_device, pick_precision
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, target_bias, verdict, z_std
 from mixsiam_hub.training.processes import Processes, joined, sigterm_noted
 from mixsiam_hub.training.provenance import provenance
 from mixsiam_hub.training.recipe import Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
+from mixsiam_hub.training.step import Step, cosine_lr, make_model, make_optimiser
 
 logger = logging.getLogger(__name__)
 
-MOMENTUM = 0.9
 STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "target_bias")
 SYNC_STEPS = 10
 """Steps between two looks at the losses: each look waits for the device, and for the other processes."""
@@ -133,7 +122,6 @@ class _Trainer:
         self.images = images
         self.processes = processes
         self.device = pick_device()
-        self.pre = recipe.model_config.preprocessing
         self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device)
         self.optimiser = make_optimiser(self.model, recipe)
         self.steps_per_epoch = len(images) // recipe.batch_size
@@ -146,7 +134,7 @@ class _Trainer:
         self.initial = Health(**self.progress.log[0]["health"]) if self.progress.log else None
         if processes.is_first:
             write_text(run / RECIPE_FILE, recipe.to_toml())
-            self.monitor = Monitor(images, val_images, self.pre, self.precision)
+            self.monitor = Monitor(images, val_images, recipe.model_config.preprocessing, self.precision)
 
     def _start_or_resume(self, data: dict[str, Any]) -> Progress:
         if (self.run / CHECKPOINT_FILE).is_file():
@@ -170,10 +158,7 @@ class _Trainer:
         if self.initial is None:
             self._log(self.processes.first(self._measure_untrained))
             self._save()
-        if self.precision == "bf16" and self.device.type == "cpu" and has_amx():
-            use_matmul(self.model.backbone)
-        self.model.train()
-        self.network = self.processes.wrap(self.model, self.recipe.sync_batchnorm)
+        self.step = Step(self.recipe, self.model, self.optimiser, self.precision, self.processes)
         with sigterm_noted() as told:
             for batch in self._batches():
                 self._step(batch)
@@ -249,34 +234,13 @@ class _Trainer:
         self._note(batch.skipped)
         row = torch.zeros(len(self.values) + 2, device=self.device)  # One step, its values, and the images left out.
         row[-1] = len(batch.skipped)
-        self.rows.append(row)
-        is_enough = batch.size > 1
-        if not is_enough and self.processes.count == 1:
-            return
-        for group in self.optimiser.param_groups:
-            if group["decays"]:
-                group["lr"] = cosine_lr(self.progress.step, self.total_steps, self.recipe.peak_lr)
-        inputs = self._inputs(batch if is_enough else blank_batch(self.recipe.view_plan))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            out = self.network(inputs)
-        self.optimiser.zero_grad(set_to_none=True)
-        (out.loss if is_enough else 0 * out.loss).backward()
-        self.optimiser.step()
-        self.model.update_average()
-        if is_enough:
+        out = self.step(batch, cosine_lr(self.progress.step, self.total_steps, self.recipe.peak_lr))
+        if out is not None:
             values = [out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1)]
             if out.target is not None:
                 values.append(target_bias(out.target))
             row[:-1] = torch.stack([torch.ones_like(out.loss_sim), *values])
-
-    def _inputs(self, batch: ViewBatch) -> Inputs:
-        views, local_views, lams, pairs = (
-            [part.to(self.device, non_blocking=True) for part in column] for column in batch[:4]
-        )
-        views, local_views = (
-            [normalise_on_device(view, self.pre) for view in column] for column in (views, local_views)
-        )
-        return Inputs(views, local_views, lams, pairs)
+        self.rows.append(row)
 
     def _look(self, is_told: bool = False) -> bool:
         """Adds up the values of the steps since the last look; returns whether any process was told to stop.
@@ -372,34 +336,3 @@ class _Trainer:
         if collapsed and self.processes.is_first:
             logger.error("collapsed for %d epochs; stopped. Try: %s", len(last), "; or ".join(ADVICE))
         return collapsed
-
-
-def make_model(recipe: Recipe) -> MixSiam:
-    """Builds a recipe's model with random weights, from its seed."""
-    torch.manual_seed(recipe.seed)
-    backbone = Backbone(recipe.backbone, recipe.output_stride)
-    return MixSiam(
-        backbone,
-        projector_layers=recipe.projector_layers,
-        projector_dim=recipe.projector_dim,
-        predictor_dim=recipe.predictor_dim,
-        w=recipe.mixture_weight,
-        target=recipe.target,
-        predictors=recipe.predictors,
-        momentum_target=recipe.momentum_target,
-    )
-
-
-def make_optimiser(model: MixSiam, recipe: Recipe) -> torch.optim.SGD:
-    """SGD over all parameters; the predictors' learning rate stays constant (SimSiam, table 1, its best row)."""
-    encoder = [*model.backbone.parameters(), *model.projector.parameters()]
-    predictors = [*model.predictor.parameters()]
-    if model.own_predictor is not None:
-        predictors += model.own_predictor.parameters()
-    groups = [{"params": encoder, "decays": True}, {"params": predictors, "decays": False}]
-    return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=MOMENTUM, weight_decay=recipe.weight_decay, fused=True)
-
-
-def cosine_lr(step: int, total_steps: int, peak: float) -> float:
-    """Cosine from `peak` at step 0 to 0 at `total_steps`, without warm-up (SimSiam, section 4)."""
-    return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))

@@ -1,16 +1,10 @@
-"""A run folder: what it holds, that it resumes exactly, and that a kill at any moment loses nothing but time."""
+"""A run folder: what it holds, and which runs and resumes are refused; `test_stops.py` has what stops a run."""
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,61 +15,18 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
-from mixsiam_hub.errors import DataError, OutputError, RecipeError, TrainingError
+from small_run import log, recipe
+
+from mixsiam_hub.errors import DataError, OutputError, RecipeError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.training import checkpoint, loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, measure_clean, read_checkpoint
-from mixsiam_hub.training.data import Order, Views, make_loader, open_images
-from mixsiam_hub.training.loop import cosine_lr, make_model, make_optimiser, train
+from mixsiam_hub.training.data import open_images
+from mixsiam_hub.training.loop import train
 from mixsiam_hub.training.recipe import Recipe, load_recipe
-
-OVERRIDES = [
-    'data="digits::val"',
-    'val_data="digits::val"',
-    "epochs=2",
-    "batch_size=44",
-    "lr=0.03",
-    "threads=1",
-    "output_stride=32",
-    "projector_dim=64",
-    "predictor_dim=16",
-]
-
-
-def recipe(run: Path, *more: str) -> Recipe:
-    """Four steps an epoch of a tenth of the digits, 32 px."""
-    return load_recipe("digits", [*OVERRIDES, f'run_dir="{run}"', *more])
-
-
-def log(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["seconds"]
-    return lines
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Equal weights, optimiser state and log, but for the time it took."""
-    one, two = read_checkpoint(a), read_checkpoint(b)
-    assert one["step"] == two["step"]
-    for name, tensor in one["model"].items():
-        assert torch.equal(tensor, two["model"][name]), name
-    for name, tensor in one["statistics"].items():
-        assert torch.equal(tensor, two["statistics"][name]), name
-    assert str(one["moments"]) == str(two["moments"])
-    for index, state in one["optimiser"]["state"].items():
-        assert torch.equal(state["momentum_buffer"], two["optimiser"]["state"][index]["momentum_buffer"])
-    assert log(a) == log(b)
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = train(recipe(run))
-    assert outcome.finished
-    return run
+from mixsiam_hub.training.step import cosine_lr, make_model, make_optimiser
 
 
 def test_run_folder_holds_recipe_log_and_checkpoint(whole_run: Path) -> None:
@@ -98,91 +49,6 @@ def test_run_folder_holds_recipe_log_and_checkpoint(whole_run: Path) -> None:
         assert {"loss", "loss_sim", "loss_mix", "verdict", "lr", "skipped", "rank_z_rel"} <= set(line)
         assert line["loss"] == pytest.approx(line["loss_sim"] + line["loss_mix"], abs=1e-5)
     assert load_recipe(str(whole_run / "recipe.toml")) == recipe(whole_run)
-
-
-class Stop(Exception):
-    """Stands in for a crash."""
-
-
-@pytest.mark.parametrize("stop_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 6))])
-def test_resume_equals_the_uninterrupted_run(
-    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
-) -> None:
-    """Stopped in the middle of an epoch and at its end; a checkpoint at every step, the last one before the crash."""
-    run = tmp_path / "stopped"
-    step = loop._Trainer._step
-    counted = iter(range(100))
-
-    def step_then_stop(trainer: Any, batch: Any) -> None:
-        if next(counted) == stop_at:
-            raise Stop
-        step(trainer, batch)
-
-    monkeypatch.setattr(loop._Trainer, "_step", step_then_stop)
-    with pytest.raises(Stop):
-        train(recipe(run, "checkpoint_minutes=1e-9"))
-    monkeypatch.undo()
-    assert read_checkpoint(run)["step"] == stop_at
-    outcome = train(recipe(run), resume=True)
-    assert outcome.finished
-    assert_same_run(whole_run, run)
-
-
-def test_finished_run_resumes_to_itself(whole_run: Path) -> None:
-    before = read_checkpoint(whole_run)["model"]
-    assert train(recipe(whole_run), resume=True).finished
-    after = read_checkpoint(whole_run)["model"]
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-CODE = (
-    "import sys; from mixsiam_hub.training.recipe import load_recipe; from mixsiam_hub.training.loop import train; "
-    "from pathlib import Path; recipe = load_recipe('digits', sys.argv[1:]); "
-    "train(recipe, resume=(Path(recipe.run_dir) / 'recipe.toml').is_file())"
-)
-
-
-def start_process(run: Path) -> subprocess.Popen[bytes]:
-    """Starts or resumes the run in a process of its own, with a checkpoint at every step."""
-    overrides = [*OVERRIDES, f'run_dir="{run}"', "checkpoint_minutes=1e-9"]
-    return subprocess.Popen([sys.executable, "-c", CODE, *overrides], stderr=subprocess.DEVNULL)
-
-
-@pytest.fixture(scope="module")
-def process_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long the process takes here when nobody kills it, so that the kills fall within it."""
-    start = time.monotonic()
-    assert start_process(tmp_path_factory.mktemp("runs") / "alone").wait(600) == 0
-    return time.monotonic() - start
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_killed_run_resumes_exactly(whole_run: Path, process_seconds: float, tmp_path: Path, seed: int) -> None:
-    """A kill -9 at random moments, four times at the most, then left alone."""
-    rng = random.Random(seed)
-    for attempt in range(4):  # A machine that has become faster since it was timed may end a run before the first kill.
-        run = tmp_path / f"killed-{attempt}"
-        if kill_at_random(run, rng, process_seconds / 2**attempt):
-            break
-    else:
-        pytest.fail("no run lived long enough to be killed")
-    assert start_process(run).wait(600) == 0
-    assert_same_run(whole_run, run)
-
-
-def kill_at_random(run: Path, rng: random.Random, seconds: float) -> int:
-    """Starts a run four times, kills it at a random moment of each, and returns how many of them it lived to see."""
-    kills = 0
-    for _ in range(4):
-        process = start_process(run)
-        try:
-            process.wait(rng.uniform(0.2, 0.8) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    return kills
 
 
 def photos(folder: Path) -> Path:
@@ -400,55 +266,3 @@ def test_the_imagenet_recipe_runs_at_toy_scale(tmp_path: Path) -> None:
     outcome = train(load_recipe("imagenet-resnet50", [*small, *here]))
     assert outcome.finished
     assert load_encoder(outcome.run).config.features_dim == 2048
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    step = loop._Trainer._step
-
-    def break_the_third(trainer: Any, batch: Any) -> None:
-        if trainer.progress.step == 2:
-            with torch.no_grad():
-                trainer.model.predictor[0].weight.fill_(torch.inf)
-        step(trainer, batch)
-
-    monkeypatch.setattr(loop._Trainer, "_step", break_the_third)
-    with pytest.raises(TrainingError, match=r"the loss of step 2 \(epoch 1\) is not finite: loss nan.*half the lr"):
-        train(recipe(run, "checkpoint_minutes=1e-9"))
-    state = read_checkpoint(run)
-    assert state["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state["model"].values())
-
-
-def test_sigterm_ends_a_run_with_a_checkpoint_and_a_resume_equals_it(
-    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    step = loop._Trainer._step
-
-    def told_in_the_sixth(trainer: Any, batch: Any) -> None:
-        if trainer.progress.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        step(trainer, batch)
-
-    monkeypatch.setattr(loop._Trainer, "_step", told_in_the_sixth)
-    outcome = train(recipe(run))
-    assert outcome.interrupted
-    assert not outcome.finished
-    assert read_checkpoint(run)["step"] == 6
-    monkeypatch.undo()
-    assert train(recipe(run), resume=True).finished
-    assert_same_run(whole_run, run)
-
-
-def test_a_killed_worker_is_an_error(tmp_path: Path) -> None:
-    class Deadly(Views):
-        def __getitem__(self, key: tuple[int, int]) -> Any:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    images = open_images("digits::val")
-    views = Deadly(images, load_recipe("digits").view_plan, 0)
-    with pytest.raises(TrainingError, match="a worker that decodes images ended"):
-        list(make_loader(views, Order(len(images), 4, 1, 0), workers=1))
