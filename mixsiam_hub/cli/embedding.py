@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -57,14 +57,14 @@ def embed(
     A bad image and a folder that cannot be searched are left out and listed, with the reason, in OUT.errors.jsonl, or
     OUT/_errors.jsonl; the exit code is then 3.
     """
-    from mixsiam_hub.images.feed import stream_source
+    from mixsiam_hub.images.feed import count_source, stream_source
     from mixsiam_hub.images.sources import open_source
 
     if any(os.path.exists(name) and out.exists() and os.path.samefile(name, out) for name in inputs):
         raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
     if out.suffix not in _FILES and (out.is_dir() or not out.suffix):
-        images, again = stream_source(inputs, column), None if "-" in inputs else stream_source(inputs, column)
-        unread = _embed_into(out, encoder, images, again, batch_size, strict, dtype or _DTYPES[0], by_content)
+        images, count = stream_source(inputs, column), partial(count_source, inputs, column)
+        unread = _embed_into(out, encoder, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)
     else:
         _check_file(out, dtype, by_content)
         found = open_source(inputs, column)
@@ -112,7 +112,7 @@ def _embed_into(
     out: Path,
     encoder: EncoderOptions,
     images: Iterable[Item],
-    again: Iterable[Item] | None,
+    count: Callable[[], int | None],
     batch_size: int,
     strict: bool,
     dtype: str,
@@ -120,8 +120,7 @@ def _embed_into(
 ) -> Path | None:
     """Writes shards as vectors come; returns the list of what could not be read, if there is one.
 
-    `again` are the same images, to be counted meanwhile for the time left, as the search for them may take long; None
-    where they can be read only once.
+    `count` is called meanwhile, for the time left: the search for them may take long.
     """
     from mixsiam_hub.vectors.bulk import embed_into
     from mixsiam_hub.vectors.shard_writer import check_shard_folder
@@ -141,7 +140,7 @@ def _embed_into(
                 by_content=by_content,
                 batch_size=batch_size,
                 strict=strict,
-                progress=partial(_show_tally, bar, _Count(again)) if bar else lambda tally: None,
+                progress=partial(_show_tally, bar, _Count(count)) if bar else lambda tally: None,
             )
         except KeyboardInterrupt:
             click.echo(f"{printable(str(out))} holds what was embedded; the same command goes on", err=True)
@@ -213,14 +212,13 @@ def _progress_bar(images: int | None) -> Iterator[tqdm[None] | None]:
 class _Count:
     """Counts images in another thread; `total` is None until they are counted."""
 
-    def __init__(self, images: Iterable[Item] | None) -> None:
+    def __init__(self, count: Callable[[], int | None]) -> None:
         self.total: int | None = None
-        if images is not None:
-            threading.Thread(target=self._count, args=(images,), daemon=True).start()
+        threading.Thread(target=self._run, args=(count,), daemon=True).start()
 
-    def _count(self, images: Iterable[Item]) -> None:
+    def _run(self, count: Callable[[], int | None]) -> None:
         with suppress(MixsiamError, OSError):  # Whoever embeds them says so.
-            self.total = sum(1 for _ in images)
+            self.total = count()
 
 
 def _show_tally(bar: tqdm[None], count: _Count, tally: Tally) -> None:
@@ -238,18 +236,13 @@ def _check_searched(images: ImageSet) -> None:
 
 def _summary(out: Path, vectors: VectorFile, images: ImageSet, bad: Mapping[str, str]) -> str:
     """Says how many images became vectors, and how many did not."""
-    skipped = [f"images skipped: {len(bad)}"] if bad else []
-    counts = f"{len(vectors.ids)} vectors of {vectors.vectors.shape[1]}"
-    return "; ".join([f"{printable(str(out))}: {counts}", *skipped, *_left_out(images)])
-
-
-def _left_out(images: ImageSet) -> list[str]:
-    """Says what was not looked at."""
     counts = {
+        "images skipped": len(bad),
         "files left out for their suffix": images.left_out,
         "folders not searched": len(images.unreadable),
     }
-    return [f"{what}: {count}" for what, count in counts.items() if count]
+    shown = [f"{what}: {count}" for what, count in counts.items() if count]
+    return "; ".join([f"{printable(str(out))}: {len(vectors.ids)} vectors of {vectors.vectors.shape[1]}", *shown])
 
 
 def _by(encoder: ImageEncoder) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.images.finding import PARQUET_SUFFIX, TAR_SUFFIX, Search, is_address, shard_suffix
+from mixsiam_hub.images.finding import PARQUET_SUFFIX, STANDARD_INPUT, TAR_SUFFIX, Search, is_address, shard_suffix
 from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES, Unreadable
 from mixsiam_hub.images.parquet import ParquetStore
 from mixsiam_hub.images.remote import RemoteImage, open_address
@@ -34,6 +35,34 @@ def stream_source(specs: str | Sequence[str], column: str | None = None) -> Iter
         MissingExtraError: Parquet, and pyarrow is not installed; an address, and fsspec is not.
     """
     return _items(Search([specs] if isinstance(specs, str) else list(specs)), column)
+
+
+def count_source(specs: Sequence[str], column: str | None = None) -> int | None:
+    """Counts the images that `stream_source` yields, without reading one; shards that cannot be read count as none.
+
+    Args:
+        specs: As `stream_source` takes them.
+        column: As there.
+
+    Returns:
+        How many; None where only reading tells: of standard input, and of a tar far away.
+
+    Raises:
+        DataError: As `stream_source`.
+    """
+    count = 0
+    if STANDARD_INPUT in specs:
+        return None
+    for path in Search(specs).files(lists_once=False):
+        suffix = shard_suffix(path)
+        if suffix and is_address(path):
+            return None
+        with suppress(DataError):
+            if suffix == TAR_SUFFIX:
+                count += sum(1 for _ in _of_tar(path))
+            else:
+                count += len(ParquetStore([path], column)) if suffix == PARQUET_SUFFIX else 1
+    return count
 
 
 def _items(search: Search, column: str | None) -> Iterator[Item]:

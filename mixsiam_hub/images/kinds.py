@@ -52,7 +52,7 @@ IMAGE_SUFFIXES = frozenset((
 
 
 MAX_IMAGE_BYTES = 2**31
-"""Of an encoded image that has to be held in memory whole, because it lies inside a larger file or far away."""
+"""Of an encoded image that is read whole: no image of load.MAX_PIXELS is larger, and a hostile file may be endless."""
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,13 @@ from mixsiam_hub.images.formats import (
     lab_to_rgb,
     picture_of_png,
 )
-from mixsiam_hub.images.kinds import ImageSource, describe, path_or_bytes
+from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES, ImageSource, describe, path_or_bytes
 from mixsiam_hub.per_process import PerProcess
 from mixsiam_hub.untrusted import NotRegularError, one_line, open_file
 
 MAX_PIXELS = 178_000_000
 """Width times height that a file may decode to: 0.7 GB as RGB in Pillow, just under the size that Pillow refuses."""
 
-_MAX_DIGESTED_BYTES = 2 << 30
-"""Of a file whose digest is asked for: no image of MAX_PIXELS is larger, and a hostile file may be endless holes."""
 _AT_ONCE_BYTES = 64 << 20
 
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
@@ -138,8 +136,8 @@ def _load(source: ImageSource, digest: Digest | None = None) -> Image.Image:
 def _digested(file: BinaryIO, digest: Digest) -> BinaryIO:
     """Gives a file to a digest, and returns it to be read from its start: from memory, unless it is a large one."""
     size = file.seek(0, os.SEEK_END)
-    if size > _MAX_DIGESTED_BYTES:
-        raise ImageError(f"it has {size} bytes, more than {_MAX_DIGESTED_BYTES}; an image file has less")
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(f"it has {size} bytes, more than {MAX_IMAGE_BYTES}; an image file has less")
     file.seek(0)
     if size <= _AT_ONCE_BYTES:
         data = file.read(_AT_ONCE_BYTES)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.images.finding import PARQUET_SUFFIX as PARQUET_SUFFIX
-from mixsiam_hub.images.finding import TAR_SUFFIX, Search, directory, is_address, shard_suffix
+from mixsiam_hub.images.finding import PARQUET_SUFFIX, TAR_SUFFIX, Search, directory, is_address, shard_suffix
 from mixsiam_hub.images.kinds import ImageSource
 
 

@@ -6,7 +6,8 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,6 +24,7 @@ from mixsiam_hub.model.config import Preprocessing
 
 Pixels = NDArray[np.uint8]
 _Outcome = Future["tuple[Pixels, ImageFacts] | ImageError"]
+_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +140,16 @@ class _DecodeAhead:
 
     def next(self) -> _Decoded | BaseException:
         """Returns the next image in order, or what iterating ended with: StopIteration, or the source's own error."""
-        entry = self._ordered.get()
+        # Python sees a signal that comes just before a wait only when that ends: so none is long.
+        entry = None
+        while entry is None:
+            with suppress(queue.Empty):
+                entry = self._ordered.get(timeout=_WAIT_S)
         if isinstance(entry, BaseException):
             return entry
         index, key, outcome = entry
+        while not outcome.done():
+            wait([outcome], _WAIT_S)
         return _Decoded(index, key, outcome.result())
 
     def release(self, count: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import ArgumentError, ImageError
-from mixsiam_hub.images.kinds import ImageSource, path_or_bytes
+from mixsiam_hub.images.kinds import ImageSource, Unreadable, path_or_bytes
 from mixsiam_hub.untrusted import sha256_file
 from mixsiam_hub.vectors.embed import model_label
 from mixsiam_hub.vectors.shard_writer import FileState, Row, ShardWriter, open_shards
@@ -22,6 +22,8 @@ from mixsiam_hub.vectors.shards import DTYPES, ERRORS, ShardManifest
 if TYPE_CHECKING:
     from mixsiam_hub.encoder import Batch, ImageEncoder
     from mixsiam_hub.images.sources import Item
+
+_MISNAMED = Unreadable("its name is no Unicode text, which shards hold names as; rename the file")
 
 
 @dataclass
@@ -118,7 +120,7 @@ def _todo(
 ) -> Iterator[Item]:
     """Yields the images to embed, and notes the state that each of them has before it is read."""
     for item in images:
-        source = _Misnamed() if "\0" in item.key or not _is_unicode(item.key) else item.source
+        source = _MISNAMED if "\0" in item.key or not _is_unicode(item.key) else item.source
         with suppress(Exception):  # Pixels stay as they are; what cannot be read, decoding will say.
             source = path_or_bytes(source)
         state = _state(source, with_sha256=by_content and shards.knows(item.key))
@@ -127,14 +129,6 @@ def _todo(
             continue
         states[item.key] = state
         yield replace(item, source=source)
-
-
-class _Misnamed:
-    """In place of an image whose name no column of text can hold."""
-
-    def read_bytes(self) -> bytes:
-        """Raises ImageError: as if the image were a bad one."""
-        raise ImageError("its name is no Unicode text, which shards hold names as; rename the file")
 
 
 def _is_unicode(key: str) -> bool:

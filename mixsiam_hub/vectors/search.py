@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.errors import DataError, MixsiamError
+from mixsiam_hub.images.finding import PARQUET_SUFFIX
 from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
-from mixsiam_hub.images.sources import PARQUET_SUFFIX, Item, open_source
+from mixsiam_hub.images.sources import Item, open_source
 from mixsiam_hub.untrusted import one_line
 from mixsiam_hub.vectors.embed import embed_files
 from mixsiam_hub.vectors.table import BUILTIN_LABEL, VectorFile
@@ -173,7 +175,7 @@ def write_sheet(path: Path, rows: Sequence[Neighbours]) -> None:
 
     Args:
         path: The PNG.
-        rows: Their keys are paths, or rows of Parquet files.
+        rows: Their keys are paths, rows of Parquet files whose images are in `image`, or names in tars.
 
     Raises:
         OutputError: The place cannot be written.
@@ -181,12 +183,15 @@ def write_sheet(path: Path, rows: Sequence[Neighbours]) -> None:
     opened = functools.cache(open_source)
 
     def tile(key: str, cosine: float | None = None) -> Tile:
-        file, _, row = key.rpartition("#")
-        if not file.endswith(PARQUET_SUFFIX) or not row.isdecimal():
+        shard = re.match(r"(.+?(\.parquet|\.tar))#(.+)", key, re.DOTALL)
+        if shard is None:
             return Tile(key, Path(key).name, cosine)
+        file, suffix, inner = shard.groups()
         try:
-            return Tile(opened(file)[int(row)].source, Path(key).name, cosine)
-        except (MixsiamError, IndexError):  # Gone since: the tile says that it is unreadable.
+            images = opened(file)
+            place = int(inner) if suffix == PARQUET_SUFFIX else [item.key for item in images].index(key)
+            return Tile(images[place].source, Path(key).name, cosine)
+        except (MixsiamError, IndexError, ValueError):  # Gone since: the tile says that it is unreadable.
             return Tile(b"", Path(key).name, cosine)
 
     tiles = [[tile(row.query), *(tile(key, cosine) for key, cosine in row.found)] for row in rows]

@@ -85,9 +85,27 @@ def test_embed_reads_the_images_of_parquet_files(images: Path, tmp_path: Path) -
     np.testing.assert_array_equal(vectors.vectors, read_vectors(tmp_path / "files.npz").vectors)
     result = run("search", out, files[1], "-k", 1, "--sheet", sheet)
     assert result.stdout.splitlines()[1].split() == ["1.000", f"{data}#1"]
+    assert_drawn_alike(sheet)
+
+
+def test_sheet_shows_the_images_of_tars(images: Path, tmp_path: Path) -> None:
+    files = sorted(images.iterdir())[:3]
+    data, out, sheet = tmp_path / "data.tar", tmp_path / "v.npz", tmp_path / "sheet.png"
+    with tarfile.open(data, "w") as tar:
+        for number, file in enumerate(files):
+            tar.add(file, f"a#{number}{file.suffix}")
+    assert run("embed", data, "--out", out).exit_code == 0
+    result = run("search", out, files[1], "-k", 1, "--sheet", sheet)
+    assert result.stdout.splitlines()[1].split() == ["1.000", f"{data}#a#1{files[1].suffix}"]
+    assert_drawn_alike(sheet)
+
+
+def assert_drawn_alike(sheet: Path) -> None:
+    """The query and its first neighbour are the same picture, and it is one."""
     with Image.open(sheet) as drawn:
         query, found = (np.asarray(drawn.crop((left + 4, 16, left + 120, 132))) for left in (12, 152))
     np.testing.assert_array_equal(query, found)
+    assert query.std() > 10
 
 
 def test_embed_reads_the_column_that_is_named(images: Path, tmp_path: Path) -> None:
@@ -242,7 +260,7 @@ stream.load_pixels_and_facts, ShardWriter.put = load_seven, put_counted
 
 def test_the_bar_counts_what_is_embedded_now(capsys: pytest.CaptureFixture[str]) -> None:
     with tqdm(total=100, unit=" images") as bar:
-        count = _Count(None)
+        count = _Count(lambda: None)
         _show_tally(bar, count, Tally(embedded=6, present=70, errors=1))
         assert bar.total is None  # They are not counted yet.
         count.total = 100

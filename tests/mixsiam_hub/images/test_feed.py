@@ -15,7 +15,7 @@ from encoding import encoded
 from PIL import Image
 
 from mixsiam_hub.errors import DataError, ImageError, MissingExtraError
-from mixsiam_hub.images.feed import stream_source
+from mixsiam_hub.images.feed import count_source, stream_source
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.sources import open_source
 
@@ -55,7 +55,19 @@ def pixels(items: Iterator[object]) -> list[tuple[str, int]]:
     "specs", [["in"], ["in/a", "in"], ["in/**/*.png"], ["shards"], ["shards/1.tar", "in/c"], ["list.txt"], ["."]]
 )
 def test_keys_and_order_are_those_of_the_index(specs: list[str], folder: Path) -> None:
-    assert pixels(stream_source(specs)) == pixels(iter(open_source(specs)))
+    found = pixels(stream_source(specs))
+    assert found == pixels(iter(open_source(specs)))
+    assert count_source(specs) == len(found)
+
+
+def test_images_are_counted_without_being_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in/a/1.png").write_bytes(b"no image")
+    Path("shards/0.tar").write_bytes(tar(range(3))[:1556])  # Cut off within its second image: it counts as none.
+    assert count_source(["in", "shards"]) == 5 + 3
+    assert count_source(["in", "-"]) is None
+    assert count_source(["in", "memory://bucket/0.tar"]) is None
+    with pytest.raises(DataError, match="'absent' matches no image"):
+        count_source(["absent"])
 
 
 def test_rows_of_parquet(folder: Path) -> None:
@@ -64,6 +76,7 @@ def test_rows_of_parquet(folder: Path) -> None:
     for name in "ab":
         pq.write_table(pa.table({"scan": [picture(3), picture(4)]}), f"{name}.parquet")
     assert pixels(stream_source("*.parquet", "scan")) == pixels(iter(open_source("*.parquet", "scan")))
+    assert count_source(["*.parquet"], "scan") == 4
 
 
 def test_the_first_image_comes_before_the_search_has_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
