@@ -25,6 +25,14 @@ def pytest_configure() -> None:
         raise pytest.UsageError("mixsiam_hub.training cannot be imported; develop with: pip install -e '.[dev]'")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own in place of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
     """Skips, where torch is not installed, the tests that the package stops by saying which extra they need."""

@@ -15,18 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
-from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, RANDOM, RAW, WHITENED, Accuracy, Evaluation
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.model.tensors import fingerprint
+from mixsiam_hub.training.cache import Cache, content_digest
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, TrainedEncoder, load_encoder
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images
 from mixsiam_hub.training.features import clean_statistics, extract, read_batches, use_statistics
@@ -34,12 +33,11 @@ from mixsiam_hub.training.head import MAX_DIM, moments_of, whitening
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.machine import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
+from mixsiam_hub.training.probe import probe_accuracy
 from mixsiam_hub.training.recipe import data_name
 
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
-PROBE_ITERATIONS = 1000
-PROBE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,15 @@ def report_folder(model: str) -> Path:
     return Path(model) if _is_run(model) else Path()
 
 
-def evaluate(model: str, train: str, test: str) -> Evaluation:
+def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Cache | None = None) -> Evaluation:
     """Evaluates an encoder and its floors: raw pixels and random weights. Classes are compared by name.
 
     Args:
         model: A run folder, a model folder, a Hub id, or "" for the built-in encoder.
         train: Labelled images for the neighbours and the probe, as `data.open_images` reads them.
         test: Labelled images that are classified.
+        probe: Fit linear probes, too; they take longest.
+        cache: Of features; None for the user's.
 
     Returns:
         Accuracies of kNN (k = 20 and 200) and linear probe, with what they were measured on; the features are in bf16
@@ -86,14 +86,14 @@ def evaluate(model: str, train: str, test: str) -> Evaluation:
     backbone, config, method = encoder.backbone, encoder.config, encoder.method
     before = _identity(backbone, config)
     networks = {RANDOM: _random(config, train_images), method: _on_device(backbone)}
-    features = _features(networks, sets, classes, config.preprocessing)
+    features = _features(networks, sets, classes, config, cache or Cache())
     own, n_train, n_test = method, len(features[method].train), len(features[method].test)
     if backbone.fc is not None:
         own = EMBEDDING
         features = _with_heads(features, method, backbone.fc.cpu())
     if _identity(backbone, config) != before:
         raise AssertionError("the evaluation changed the backbone")
-    rows = {name: _score(name, parts) for name, parts in features.items()}
+    rows = {name: _score(name, parts, probe=probe) for name, parts in features.items()}
     floor = rows.get(RAW + WHITENED, rows[RAW])
     command = ["mixsiam", "evaluate", *filter(None, [data_name(model)]), "--train", data_name(train)]
     return Evaluation(
@@ -114,19 +114,12 @@ def evaluate(model: str, train: str, test: str) -> Evaluation:
     )
 
 
-def linear_probe(features: Features) -> float:
-    """Accuracy in [0, 1] of multinomial logistic regression on frozen, standardised features (L2, C = 1)."""
-    scaler = StandardScaler().fit(features.train)
-    probe = LogisticRegression(C=1.0, max_iter=PROBE_ITERATIONS, tol=PROBE_TOLERANCE)
-    probe.fit(scaler.transform(features.train), features.train_labels)
-    return float(probe.score(scaler.transform(features.test), features.test_labels))
-
-
-def _score(name: str, features: Features) -> Accuracy:
-    knn = knn_accuracy(features.train, features.train_labels, features.test, features.test_labels)
+def _score(name: str, features: Features, *, probe: bool) -> Accuracy:
+    parts = features.train, features.train_labels, features.test, features.test_labels
+    knn = knn_accuracy(*parts)
     # A probe sees through a linear map: it is not fitted again on floors that were only whitened, nor on a part.
     is_derived = name == FIRST or name.endswith(WHITENED)
-    return Accuracy(knn[20], knn[200], None if is_derived else linear_probe(features))
+    return Accuracy(knn[20], knn[200], probe_accuracy(*parts) if probe and not is_derived else None)
 
 
 def _with_heads(features: Mapping[str, Features], method: str, head: nn.Linear) -> dict[str, Features]:
@@ -154,24 +147,40 @@ def _behind(head: nn.Linear, features: Features) -> Features:
 
 
 def _features(
-    networks: Mapping[str, nn.Module], sets: tuple[ImageSet, ImageSet], classes: Sequence[str], pre: Preprocessing
+    networks: Mapping[str, Backbone],
+    sets: tuple[ImageSet, ImageSet],
+    classes: Sequence[str],
+    config: ModelConfig,
+    cache: Cache,
 ) -> dict[str, Features]:
     """Returns raw pixels and each network's features of both sets, every image decoded once."""
+    pre = config.preprocessing
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in (RAW, *networks)}
     labels = []
     for images in sets:
-        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts}
+        content = content_digest(images)
+        keys = {name: (_identity(network, config), content, _precision()) for name, network in networks.items()}
+        known = {name: features for name, key in keys.items() if (features := cache.get(*key)) is not None}
+        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts if name not in known}
         kept = []
         for batch in read_batches(images, pre):
             if not len(batch.indices):
                 continue
-            found[RAW].append(raw_pixels(batch.pixels))
-            for name, network in networks.items():
-                found[name].append(extract(network, [batch.pixels], pre, _precision()))
             kept.append(batch.indices)
+            for name, batches in found.items():
+                if name == RAW:
+                    batches.append(raw_pixels(batch.pixels))
+                else:
+                    batches.append(extract(networks[name], [batch.pixels], pre, _precision()))
         labels.append(class_numbers(images, classes)[np.concatenate(kept)])
+        for name, features in known.items():
+            if len(features) != len(labels[-1]):
+                raise DataError(f"{images.name}: other images can be read than last time; delete {cache.folder}")
+            parts[name].append(features)
         for name, batches in found.items():
             parts[name].append(np.concatenate(batches))
+            if name != RAW:
+                cache.put(parts[name][-1], *keys[name])
     return {name: Features(train, labels[0], test, labels[1]) for name, (train, test) in parts.items()}
 
 

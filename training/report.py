@@ -37,15 +37,22 @@ class Report:
     def add(self, result: Evaluation) -> None:
         """Puts a result into report.json, in place of one of the same encoder and data, and draws report.png anew.
 
+        One without linear probes takes no place of one that has them.
+
         Raises:
             OutputError: A file cannot be written.
         """
         same = (result.fingerprint, result.train_digest, result.test_digest)
-        kept = [e for e in self.evaluations if (e.fingerprint, e.train_digest, e.test_digest) != same]
-        self.evaluations = (*kept, result)
+        others = [e for e in self.evaluations if (e.fingerprint, e.train_digest, e.test_digest) != same]
+        replaced = [e for e in self.evaluations if e not in others and _has_probes(e) and not _has_probes(result)]
+        self.evaluations = (*others, *(replaced or [result]))
         report = json.dumps(evaluations_to_json(self.evaluations), indent=2, allow_nan=False)
         write_text(self.folder / REPORT_FILE, f"{report}\n")
         _draw(self.evaluations, self.folder / REPORT_PICTURE)
+
+
+def _has_probes(evaluation: Evaluation) -> bool:
+    return any(row.linear is not None for row in evaluation.rows.values())
 
 
 def _draw(evaluations: Sequence[Evaluation], path: Path) -> None:

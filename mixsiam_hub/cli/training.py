@@ -45,14 +45,15 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
 @click.argument("model", required=False)
 @click.option("--train", "train_data", required=True, help="Labelled images: a Parquet set, or a folder a class.")
 @click.option("--test", "test_data", required=True, help="Labelled images to classify; nothing is tuned on them.")
+@click.option("--probe", type=click.Choice(("linear", "none")), default="linear", show_default=True)
 @click.option("--out", type=PATH, help="Folder of report.json and report.png. Default: the run, or here.")
-def evaluate(model: str | None, train_data: str, test_data: str, out: Path | None) -> None:
+def evaluate(model: str | None, train_data: str, test_data: str, probe: str, out: Path | None) -> None:
     """Measure MODEL, a run or a model folder: kNN and linear probe, beside raw pixels and random weights."""
     with extra("train"):
         from mixsiam_hub.training import evaluate as evaluation
         from mixsiam_hub.training.report import TITLES, Report
     report = Report(out or evaluation.report_folder(model or ""))
-    result = evaluation.evaluate(model or "", train_data, test_data)
+    result = evaluation.evaluate(model or "", train_data, test_data, probe=probe == "linear")
     click.echo(f"{result.test}: {result.n_test} images, {result.n_train} for training, accuracy in %")
     click.echo(" " * 24 + "".join(f"{title:>14}" for title in TITLES.values()))
     for name, accuracy in result.rows.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, RANDOM, RAW, WHITENED, Evaluation, Whitening
 from mixsiam_hub.training import evaluate as evaluation
+from mixsiam_hub.training.cache import Cache
 from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
-from mixsiam_hub.training.evaluate import Features, evaluate, linear_probe
+from mixsiam_hub.training.evaluate import Features, evaluate
 from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, whitening
+from mixsiam_hub.training.probe import probe_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +113,53 @@ def test_linear_probe_separates_what_is_separable() -> None:
     labels = rng.integers(0, 3, 300)
     separable = (rng.normal(size=(300, 4)) * 0.1 + np.eye(4)[labels]).astype(np.float32)
     noise = rng.normal(size=(300, 4)).astype(np.float32)
-    assert linear_probe(Features(separable[:200], labels[:200], separable[200:], labels[200:])) > 0.98
-    assert linear_probe(Features(noise[:200], labels[:200], noise[200:], labels[200:])) < 0.6
+    assert probe_accuracy(separable[:200], labels[:200], separable[200:], labels[200:]) > 0.98
+    assert probe_accuracy(noise[:200], labels[:200], noise[200:], labels[200:]) < 0.6
+
+
+def test_linear_probe_is_logistic_regression() -> None:
+    digits = load_digits()
+    features, labels = digits.data.astype(np.float32), digits.target
+    scaler = StandardScaler().fit(features[:1000])
+    theirs = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6)
+    theirs.fit(scaler.transform(features[:1000]), labels[:1000])
+    expected = theirs.score(scaler.transform(features[1000:]), labels[1000:])
+    ours = probe_accuracy(features[:1000], labels[:1000], features[1000:], labels[1000:])
+    assert ours == pytest.approx(expected, abs=0.002)
+
+
+def test_features_are_taken_from_the_cache_while_nothing_changed(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = write_classes(tmp_path / "train", dog=[120] * 8, fox=[220] * 8)
+    test = write_classes(tmp_path / "test", dog=[120] * 6, fox=[220] * 6)
+    cache, runs = Cache(tmp_path / "cache"), []
+    extract = evaluation.extract
+    monkeypatch.setattr(evaluation, "extract", lambda *args: runs.append(args) or extract(*args))
+    first = evaluate(str(digits_run), train, test, probe=False, cache=cache)
+    assert len(runs) == 4  # Two networks, two sets.
+    assert evaluate(str(digits_run), train, test, probe=False, cache=cache) == first
+    assert len(runs) == 4
+    changed = next(Path(test).rglob("*.png"))
+    pixels = np.asarray(Image.open(changed))
+    Image.fromarray(pixels[::-1]).save(changed)
+    evaluate(str(digits_run), train, test, probe=False, cache=cache)
+    assert len(runs) == 6
+    for path in cache.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:100])  # Damaged: as if it were not there.
+    evaluate(str(digits_run), train, test, probe=False, cache=cache)
+    assert len(runs) == 10
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, features = Cache(tmp_path), np.zeros((10, 10), np.float32)
+    monkeypatch.setattr("mixsiam_hub.training.cache.MAX_BYTES", 1200)  # Two of 400 bytes and a header each.
+    cache.put(features, "a")
+    cache.put(features + 1, "b")
+    for seconds, key in enumerate("ab"):
+        os.utime(cache._path([key]), (seconds, seconds))
+    assert cache.get("a") is not None
+    cache.put(features + 2, "c")
+    assert cache.get("b") is None
+    np.testing.assert_array_equal(cache.get("a"), features)
+    np.testing.assert_array_equal(cache.get("c"), features + 2)

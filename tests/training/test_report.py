@@ -45,6 +45,11 @@ def test_each_encoder_and_data_set_stands_once(tmp_path: Path) -> None:
     for entry in (ENTRY, *others, replace(ENTRY, n_test=11)):
         Report(tmp_path).add(entry)
     assert Report(tmp_path).evaluations == (*others, replace(ENTRY, n_test=11))
+    unprobed = replace(ENTRY, n_test=12, rows={name: replace(row, linear=None) for name, row in ENTRY.rows.items()})
+    Report(tmp_path).add(unprobed)  # Its figures of kNN are known already, and what was measured by probes stays.
+    assert Report(tmp_path).evaluations == (*others, replace(ENTRY, n_test=11))
+    Report(tmp_path).add(replace(unprobed, fingerprint="c" * 64))
+    assert Report(tmp_path).evaluations[-1] == replace(unprobed, fingerprint="c" * 64)
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.png"}
 
@@ -64,7 +69,7 @@ def run_evaluate(folder: Path) -> tuple[int, str]:
 
 
 def test_a_foreign_report_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: pytest.fail("the work began"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments, **options: pytest.fail("the work began"))
     (tmp_path / "report.json").write_text('{"coverage": 0.9}')
     code, output = run_evaluate(tmp_path)
     assert (code, output.count("\n")) == (1, 1)
@@ -76,7 +81,7 @@ def test_figures_are_shown_even_if_the_report_cannot_be_written(
     def full(self: Report, result: Evaluation) -> None:
         raise OutputError("report.json cannot be written: No space left on device")
 
-    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: ENTRY)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments, **options: ENTRY)
     monkeypatch.setattr(Report, "add", full)
     code, output = run_evaluate(tmp_path)
     assert code == 1
@@ -99,7 +104,7 @@ HEADED = replace(
 
 
 def test_a_measure_that_was_not_taken_is_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: HEADED)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments, **options: HEADED)
     code, output = run_evaluate(tmp_path)
     assert code == 0
     assert "embedding                         50.0          25.0          75.0\n" in output
