@@ -10,29 +10,24 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
-from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, RANDOM, RAW, WHITENED, Accuracy, Evaluation
-from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.cache import Cache, content_digest
-from mixsiam_hub.training.checkpoint import RECIPE_FILE, TrainedEncoder, load_encoder
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images
-from mixsiam_hub.training.features import clean_statistics, extract, read_batches, use_statistics
-from mixsiam_hub.training.head import MAX_DIM, moments_of, whitening
+from mixsiam_hub.training.features import extract, read_batches
+from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
 from mixsiam_hub.training.knn import knn_accuracy
-from mixsiam_hub.training.machine import pick_device, pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
+from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on_device, random_backbone
 from mixsiam_hub.training.probe import probe_accuracy
 from mixsiam_hub.training.recipe import data_name
 
@@ -57,11 +52,6 @@ class Features:
     test_labels: NDArray[np.int64]
 
 
-def report_folder(model: str) -> Path:
-    """Returns where an encoder's report lies unless another folder is named: in its run, or for others here."""
-    return Path(model) if _is_run(model) else Path()
-
-
 def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Cache | None = None) -> Evaluation:
     """Evaluates an encoder and its floors: raw pixels and random weights. Classes are compared by name.
 
@@ -82,15 +72,15 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ca
     """
     sets = train_images, test_images = _labelled(train), _labelled(test)
     classes = common_classes(train_images, test_images)
-    encoder = load_encoder(Path(model)) if _is_run(model) else _shipped(model)
+    encoder = find_encoder(model)
     backbone, config, method = encoder.backbone, encoder.config, encoder.method
     before = _identity(backbone, config)
-    networks = {RANDOM: _random(config, train_images), method: _on_device(backbone)}
+    networks = {RANDOM: random_backbone(config, train_images), method: on_device(backbone)}
     features = _features(networks, sets, classes, config, cache or Cache())
     own, n_train, n_test = method, len(features[method].train), len(features[method].test)
     if backbone.fc is not None:
         own = EMBEDDING
-        features = _with_heads(features, method, backbone.fc.cpu())
+        features = _with_heads(features, method, backbone.fc)
     if _identity(backbone, config) != before:
         raise AssertionError("the evaluation changed the backbone")
     rows = {name: _score(name, parts, probe=probe) for name, parts in features.items()}
@@ -104,7 +94,7 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ca
         n_train=n_train,
         n_test=n_test,
         classes=len(classes),
-        precision=_precision(),
+        precision=evaluation_precision(),
         rank=effective_rank(features.get(POOLED, features[own]).test[:1024]),
         rows=rows,
         clears_raw_pixels=rows[own].knn20 - floor.knn20 >= CLEARS_BY,
@@ -139,11 +129,8 @@ def _with_heads(features: Mapping[str, Features], method: str, head: nn.Linear) 
     return rows
 
 
-@torch.inference_mode()
 def _behind(head: nn.Linear, features: Features) -> Features:
-    """Returns the head's output, (n, K), of both parts."""
-    train, test = (head(torch.from_numpy(part)).numpy() for part in (features.train, features.test))
-    return replace(features, train=train, test=test)
+    return replace(features, train=behind(head, features.train), test=behind(head, features.test))
 
 
 def _features(
@@ -159,7 +146,9 @@ def _features(
     labels = []
     for images in sets:
         content = content_digest(images)
-        keys = {name: (_identity(network, config), content, _precision()) for name, network in networks.items()}
+        keys = {
+            name: (_identity(network, config), content, evaluation_precision()) for name, network in networks.items()
+        }
         known = {name: features for name, key in keys.items() if (features := cache.get(*key)) is not None}
         found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts if name not in known}
         kept = []
@@ -171,7 +160,7 @@ def _features(
                 if name == RAW:
                     batches.append(raw_pixels(batch.pixels))
                 else:
-                    batches.append(extract(networks[name], [batch.pixels], pre, _precision()))
+                    batches.append(extract(networks[name], [batch.pixels], pre, evaluation_precision()))
         labels.append(class_numbers(images, classes)[np.concatenate(kept)])
         for name, features in known.items():
             if len(features) != len(labels[-1]):
@@ -182,31 +171,6 @@ def _features(
             if name != RAW:
                 cache.put(parts[name][-1], *keys[name])
     return {name: Features(train, labels[0], test, labels[1]) for name, (train, test) in parts.items()}
-
-
-def _precision() -> str:
-    return pick_precision("auto", pick_device())
-
-
-def _random(config: ModelConfig, train: ImageSet) -> Backbone:
-    torch.manual_seed(0)
-    backbone = Backbone(config.architecture, config.output_stride)
-    use_statistics(backbone, clean_statistics(backbone, train, config.preprocessing))
-    return _on_device(backbone)
-
-
-def _shipped(model: str) -> TrainedEncoder:
-    folder = resolve(model or None)
-    manifest = folder.manifest
-    return TrainedEncoder(load_backbone(folder), folder.config, manifest.method, manifest.training)
-
-
-def _is_run(model: str) -> bool:
-    return bool(model) and (Path(model) / RECIPE_FILE).is_file()
-
-
-def _on_device(backbone: Backbone) -> Backbone:
-    return backbone.to(memory_format=torch.channels_last).to(pick_device())
 
 
 def _labelled(spec: str) -> ImageSet:

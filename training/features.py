@@ -43,6 +43,11 @@ def read_batches(images: ImageSet, pre: Preprocessing) -> Iterator[DecodedBatch]
         raise DataError(f"{images.name}: none of {len(images)} images can be read")
 
 
+def in_batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Cuts (n, S, S, 3) pixels into batches of BATCH_SIZE and a last one of what is left."""
+    return [pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE)]
+
+
 @torch.inference_mode()
 def extract(
     network: nn.Module, pixels: Iterable[NDArray[np.uint8]], pre: Preprocessing, precision: str = "fp32"

@@ -120,3 +120,10 @@ def with_head(backbone: Backbone, moments: Moments) -> Backbone:
     result = copy.deepcopy(backbone)
     result.fc = whitening(moments, min(MAX_DIM, backbone.dim)).requires_grad_(False)
     return result
+
+
+@torch.inference_mode()
+def behind(head: nn.Linear, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the embedding, (n, K), of pooled features, (n, D)."""
+    vectors: NDArray[np.float32] = head.cpu()(torch.from_numpy(features)).numpy()
+    return vectors

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import RecipeError
+from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
-from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.recipe import OF_INIT, Recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,34 @@ class Origin:
     name: str
     revision: str | None
     fingerprint: str
+
+
+BUILTIN = "builtin"
+"""As `init`: the built-in encoder, unless a folder of this name is here."""
+
+
+def with_shape_of_init(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the shape of its `init` where it asks for that, else as it is.
+
+    Raises:
+        ModelError: No such folder, or one that breaks the contract.
+        HubError: The repository cannot be reached, found or read.
+    """
+    if recipe.backbone != OF_INIT:
+        return recipe
+    config = _folder(recipe.init).config
+    pre = config.preprocessing
+    return replace(
+        recipe,
+        backbone=config.architecture,
+        output_stride=config.output_stride,
+        input_size=pre.input_px,
+        interpolation=pre.interpolation,
+    )
+
+
+def _folder(init: str) -> ModelFolder:
+    return resolve(None if init == BUILTIN and not Path(init).exists() else init)
 
 
 def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
@@ -42,7 +72,7 @@ def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
         HubError: The repository cannot be reached, found or read.
     """
     init = recipe.init
-    folder = resolve(init)
+    folder = _folder(init)
     found = (folder.config.architecture, folder.config.output_stride)
     if found != (recipe.backbone, recipe.output_stride):
         raise RecipeError(

@@ -18,22 +18,29 @@ from mixsiam_hub.atomic import write_text
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, OutputError, RecipeError, TrainingError
 from mixsiam_hub.images.sources import ImageSet
+from mixsiam_hub.model.files import SHEET_PICTURE
 from mixsiam_hub.training.checkpoint import (
     CHECKPOINT_FILE,
     RECIPE_FILE,
     Progress,
     load_checkpoint,
+    load_encoder,
     measure_clean,
+    run_recipe,
     save_checkpoint,
 )
 from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, open_for_training
-from mixsiam_hub.training.init import Origin, load_init
+from mixsiam_hub.training.features import extract, in_batches
+from mixsiam_hub.training.head import behind
+from mixsiam_hub.training.init import Origin, load_init, with_shape_of_init
 from mixsiam_hub.training.log import finite, write_log, write_scalars
 from mixsiam_hub.training.machine import pick_device, pick_precision
-from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, target_bias, verdict, z_std
+from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, explain, health_of, target_bias, verdict, z_std
+from mixsiam_hub.training.networks import on_device
+from mixsiam_hub.training.pictures import CURVES_PICTURE, draw_curves, draw_neighbours
 from mixsiam_hub.training.processes import Processes, joined, sigterm_noted
 from mixsiam_hub.training.provenance import provenance
-from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.recipe import OF_INIT, OF_INIT_KEYS, Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
 from mixsiam_hub.training.step import Step, cosine_lr, make_model, make_optimiser
 
@@ -51,12 +58,14 @@ class Outcome:
     Attributes:
         run: Its folder.
         verdict: `healthy`, `weak` or `collapsed`, of the last epoch; None before the first one's end.
+        summary: The verdict with its numbers; what to change follows on lines of its own where it is not healthy.
         finished: False where it stopped early: after collapsed epochs, or when it was told to.
         interrupted: Stopped by SIGTERM, with a checkpoint: `--resume` goes on.
     """
 
     run: Path
     verdict: str | None
+    summary: str
     finished: bool
     interrupted: bool = False
 
@@ -107,6 +116,9 @@ def _prepare(recipe: Recipe, run: Path, processes: Processes) -> _Trainer:
         )
     for folder, reason in train_images.unreadable.items():
         logger.warning("%s cannot be searched for images: %s", folder, reason)
+    if recipe.backbone == OF_INIT:
+        stored = run_recipe(run)  # Where it goes on, this says what `init` was.
+        recipe = with_shape_of_init(replace(recipe, **{key: getattr(stored, key) for key in OF_INIT_KEYS}))
     recipe = replace(recipe, epochs=recipe.epochs_for(len(train_images)), run_dir=str(run))
     return _Trainer(recipe, run, train_images, val_images, processes)
 
@@ -131,7 +143,7 @@ class _Trainer:
         self.precision = self._precision()
         self.values = STEP_VALUES if recipe.mixture_weight else STEP_VALUES[:-1]
         self.rows: list[torch.Tensor] = []
-        self.initial = Health(**self.progress.log[0]["health"]) if self.progress.log else None
+        self.initial = health_of(self.progress.log[0]) if self.progress.log else None
         if processes.is_first:
             write_text(run / RECIPE_FILE, recipe.to_toml())
             self.monitor = Monitor(images, val_images, recipe.model_config.preprocessing, self.precision)
@@ -195,11 +207,25 @@ class _Trainer:
             self._save()
         if count := len(self.progress.unreadable):
             logger.warning("images left out because they cannot be read: %d", count)
+        self._draw()
         return self._outcome()
 
+    def _draw(self) -> None:
+        """Draws the run: its curves, and neighbours by what `embed` would give."""
+        draw_curves(self.progress.log, self.run / CURVES_PICTURE)
+        encoder = load_encoder(self.run)
+        network = on_device(encoder.backbone)
+        pixels = self.monitor.pixels
+        vectors = extract(network, in_batches(pixels), encoder.config.preprocessing, self.precision)
+        if encoder.backbone.fc is not None:
+            vectors = behind(encoder.backbone.fc, vectors)
+        draw_neighbours(pixels, vectors, self.run / SHEET_PICTURE)
+
     def _outcome(self, *, interrupted: bool = False) -> Outcome:
-        finished = self.progress.step == self.total_steps
-        return Outcome(self.run, self.progress.log[-1]["verdict"], finished, interrupted)
+        first, last = self.progress.log[0], self.progress.log[-1]
+        floors = {int(k): accuracy for k, accuracy in first["raw_pixel_knn"].items()}  # JSON made them text.
+        summary = explain(health_of(last), health_of(first), floors.get(20))
+        return Outcome(self.run, last["verdict"], summary, self.progress.step == self.total_steps, interrupted)
 
     def _batches(self) -> Iterator[ViewBatch]:
         recipe, step, processes = self.recipe, self.progress.step, self.processes

@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional
 
 TARGETS = ("max", "mean", "max-centred")
+CODING_DISTORTION = 0.2
+"""Squared error that the coding rate allows a unit vector."""
 
 
 def negative_cosine(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -36,3 +38,16 @@ def discriminative_target(zs: Sequence[torch.Tensor], kind: str = "max") -> torc
         return stacked.mean(dim=0)
     z_max = stacked.amax(dim=0)
     return z_max - z_max.mean(dim=0, keepdim=True) if kind == "max-centred" else z_max
+
+
+def coding_rate(z: torch.Tensor) -> torch.Tensor:
+    """Rate in nats an image of coding normalised projections: large where they spread evenly over many directions.
+
+    It is 1 / (2 N) logdet(I + D / (N 0.2) Z Z^T) of the (N, D) matrix Z of unit rows (Yu et al. 2020, arXiv 2006.08558,
+    as a term of self-supervision in EMP-SSL, arXiv 2304.03977), in float32, with gradient.
+    """
+    n, dim = z.shape
+    unit = functional.normalize(z.float(), dim=1)  # (N, D)
+    gram = torch.eye(n, device=z.device) + dim / (n * CODING_DISTORTION) * unit @ unit.T  # (N, N)
+    halved: torch.Tensor = torch.linalg.cholesky(gram).diagonal().log().sum()  # logdet / 2
+    return halved / n

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
-from mixsiam_hub.training.losses import discriminative_target, negative_cosine
+from mixsiam_hub.training.losses import coding_rate, discriminative_target, negative_cosine
 from mixsiam_hub.training.mixing import mix, pick
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -37,7 +37,7 @@ class Objective(NamedTuple):
     """One step's loss and what the monitor reads of it.
 
     Attributes:
-        loss: L = L_sim + w L_mix, scalar float32 with gradient.
+        loss: L = L_sim + w L_mix, less the weighted coding rate where there is that term; scalar float32 with gradient.
         loss_sim: L_sim, detached.
         loss_mix: L_mix, detached; 0 where w = 0.
         z1: Projections of the first view, (N, D) float32, detached.
@@ -59,7 +59,8 @@ class MixSiam(nn.Module):
 
     Beyond the paper: more than two views, each drawn to the mean of the others, are FastSiam's (Pototzky et al. 2022);
     smaller local views SwAV's multi-crop (arXiv 2006.09882), a predictor of their own for these and for mixtures after
-    arXiv 2602.05845; targets from a moving average BYOL's (arXiv 2006.07733). More than one mixture is ours.
+    arXiv 2602.05845; targets from a moving average BYOL's (arXiv 2006.07733); the coding rate as a term EMP-SSL's (arXiv
+    2304.03977). More than one mixture is ours.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class MixSiam(nn.Module):
         target: str = "max",
         predictors: str = "shared",
         momentum_target: float = 0.0,
+        coding_rate: float = 0.0,
     ) -> None:
         """Builds the heads around a backbone.
 
@@ -86,6 +88,7 @@ class MixSiam(nn.Module):
             predictors: `shared`, or `own`: mixtures and local views have a predictor of their own.
             momentum_target: Share of the past that the moving average keeps at each step; 0 has none, and targets come
                 from the encoder itself.
+            coding_rate: Weight of the projections' coding rate, which is subtracted from the loss; 0 has no such term.
         """
         super().__init__()
         self.backbone = backbone
@@ -98,6 +101,7 @@ class MixSiam(nn.Module):
             self.average = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
         self.w = w
         self.target = target
+        self.coding_rate = coding_rate
 
     def forward(self, inputs: Inputs) -> Objective:
         """Computes the objective; all passes happen here, once, so that it can be wrapped for several processes."""
@@ -121,6 +125,9 @@ class MixSiam(nn.Module):
                 drawn = [negative_cosine(aside(self._f(x_m)), target) for x_m in mixtures]
                 loss_mix = sum(drawn[1:], start=drawn[0]) / len(drawn)
                 loss = loss_sim + self.w * loss_mix
+        if self.coding_rate:
+            rates = [coding_rate(z) for z in zs]
+            loss = loss - self.coding_rate * sum(rates[1:], start=rates[0]) / len(rates)
         return Objective(loss, loss_sim.detach(), loss_mix.detach(), zs[0].detach().float(), target)
 
     @torch.no_grad()

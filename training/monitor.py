@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import class_numbers, common_classes, sample
-from mixsiam_hub.training.features import BATCH_SIZE, extract, input_statistics, read_batches, use_statistics
+from mixsiam_hub.training.features import extract, in_batches, input_statistics, read_batches, use_statistics
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.model import MixSiam
 
@@ -35,7 +35,7 @@ ADVICE = (
     "raise weight_decay to at least 1e-4: without it the heads can drift into the constant solution",
     "make views harder to tell apart by a shortcut: raise jitter and grey, or lower the smallest crop_scale",
 )
-"""What to change after a collapse."""
+"""What to change where an encoder is not healthy."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ class Monitor:
         self._bank = _decode(sample(train, BANK_IMAGES if classes else RANK_IMAGES), pre, classes)
         self._val = None if val is None else _decode(sample(val, QUERY_IMAGES), pre, classes)
 
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """A random sample of the training images as the encoder sees them, (n, S, S, 3) uint8 RGB."""
+        return self._bank.pixels
+
     def measure_untrained(self, model: MixSiam) -> Health:
         """Measures a model that has seen no image yet, as if its BatchNorms had seen the clean ones.
 
@@ -94,7 +99,7 @@ class Monitor:
         """
         model = copy.deepcopy(model)
         encoder = nn.Sequential(model.backbone, model.projector)
-        use_statistics(encoder, input_statistics(encoder, _chunks(self._bank.pixels), self._pre))
+        use_statistics(encoder, input_statistics(encoder, in_batches(self._bank.pixels), self._pre))
         return self.measure(model)
 
     def measure(self, model: MixSiam, z_std: float | None = None, target_bias: float | None = None) -> Health:
@@ -138,7 +143,7 @@ class Monitor:
         return knn_accuracy(bank, self._bank.labels, queries, self._val.labels)
 
     def _extract(self, backbone: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return extract(backbone, _chunks(pixels), self._pre, self._precision)
+        return extract(backbone, in_batches(pixels), self._pre, self._precision)
 
 
 class _Decoded(NamedTuple):
@@ -165,6 +170,12 @@ def effective_rank(features: NDArray[np.float32]) -> float:
     return math.exp(-(p * np.log(p)).sum())
 
 
+def health_of(line: Mapping[str, Any]) -> Health:
+    """Returns the health numbers of a log line, where None stands for what is not finite."""
+    needed = vars(Health(math.nan, math.nan, math.nan, math.nan, math.nan if line["epoch"] else None))
+    return Health(**{key: needed[key] if value is None else value for key, value in line["health"].items()})
+
+
 def z_std(z: torch.Tensor) -> torch.Tensor:
     """Mean over units of the batch std of z / |z|, times sqrt(D), of (N, D) projections; a scalar."""
     return nn.functional.normalize(z, dim=1).std(dim=0).mean() * math.sqrt(z.shape[1])
@@ -185,7 +196,7 @@ def verdict(now: Health, initial: Health) -> str | None:
     Collapsed: numbers that are not finite, features or projections of rank near 1, units that no longer vary before
     the last BatchNorm (their variance under its eps: what it then amplifies is noise), or projections that hardly
     differ. Weak: most of the rank at initialisation is lost, some units are dead, the target is mostly one constant
-    direction, or the kNN fell below where random weights stood.
+    direction, or the kNN fell below where random weights stood. An objective without such a target is not judged by it.
 
     Args:
         now: Of the epoch.
@@ -193,14 +204,59 @@ def verdict(now: Health, initial: Health) -> str | None:
     """
     if now.z_std is None:
         return None
-    is_finite = all(math.isfinite(value) for value in vars(now).values() if value is not None)
-    lost_all = now.rank_backbone < 2 or now.rank_z < 2 or now.pre_bn_var_median < 1 or now.z_std < 0.1
-    if lost_all or not is_finite:
+    if _signs_of_collapse(now, now.z_std):
         return "collapsed"
-    lost_rank = now.rank_backbone < initial.rank_backbone / 4 or now.rank_z < initial.rank_z / 4
+    return "weak" if _signs_of_weakness(now, initial, now.z_std) else "healthy"
+
+
+def explain(now: Health, initial: Health, raw_pixel_knn20: float | None) -> str:
+    """Returns the verdict with its numbers, and where it is not healthy what speaks against and what to change.
+
+    Args:
+        now: Of an epoch.
+        initial: Of the same model before training.
+        raw_pixel_knn20: The floor, or None without labels.
+    """
+    judged = verdict(now, initial)
+    if judged is None or now.z_std is None:
+        return "before training"
+    numbers = [
+        f"effective rank of features {now.rank_backbone:.0f} ({initial.rank_backbone:.0f} before training)",
+        f"of projections {now.rank_z:.0f} ({initial.rank_z:.0f})",
+        f"z_std {now.z_std:.2f}",
+    ]
+    if now.knn20 is not None and initial.knn20 is not None and raw_pixel_knn20 is not None:
+        numbers.append(f"kNN {now.knn20:.1%} ({initial.knn20:.1%}; raw pixels {raw_pixel_knn20:.1%})")
+    lines = [f"{judged}: {', '.join(numbers)}"]
+    if judged != "healthy":
+        signs = _signs_of_collapse(now, now.z_std) or _signs_of_weakness(now, initial, now.z_std)
+        lines += ["because " + ", and ".join(signs), "try: " + "; or ".join(ADVICE)]
+    return "\n".join(lines)
+
+
+def _signs_of_collapse(now: Health, std: float) -> list[str]:
+    is_finite = all(math.isfinite(value) for value in vars(now).values() if value is not None)
+    signs = {
+        "some numbers are not finite": not is_finite,
+        "all features lie on one line": now.rank_backbone < 2,
+        "all projections lie on one line": now.rank_z < 2,
+        "half of the projector's units no longer vary": now.pre_bn_var_median < 1,
+        "projections hardly differ": std < 0.1,
+    }
+    return [sign for sign, is_seen in signs.items() if is_seen]
+
+
+def _signs_of_weakness(now: Health, initial: Health, std: float) -> list[str]:
     lost_knn = now.knn20 is not None and initial.knn20 is not None and now.knn20 < 0.9 * initial.knn20
-    dominated = now.target_bias is not None and now.target_bias > MAX_BIAS
-    return "weak" if lost_rank or lost_knn or dominated or now.pre_bn_var_min < 1 or now.z_std < 0.5 else "healthy"
+    signs = {
+        "features lost three quarters of their rank": now.rank_backbone < initial.rank_backbone / 4,
+        "projections lost three quarters of their rank": now.rank_z < initial.rank_z / 4,
+        "the kNN fell below that of random weights": lost_knn,
+        "the mixtures' target is mostly one constant direction": (now.target_bias or 0) > MAX_BIAS,
+        "some of the projector's units no longer vary": now.pre_bn_var_min < 1,
+        "projections differ little": std < 0.5,
+    }
+    return [sign for sign, is_seen in signs.items() if is_seen]
 
 
 def raw_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -217,10 +273,6 @@ def _decode(images: ImageSet, pre: Preprocessing, classes: Sequence[str]) -> _De
     if not classes:
         return _Decoded(pixels, np.empty(0, np.int64))
     return _Decoded(pixels, class_numbers(images, classes)[np.concatenate([batch.indices for batch in batches])])
-
-
-def _chunks(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    return [pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE)]
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from mixsiam_hub.atomic import make_folder, replacing
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sheet import image_grid
 from mixsiam_hub.training.data import Views, collate, open_for_training, sample
+from mixsiam_hub.training.init import with_shape_of_init
 from mixsiam_hub.training.mixing import mix, pick
 from mixsiam_hub.training.recipe import Recipe
 
@@ -35,6 +36,7 @@ def preview(recipe: Recipe, out: Path) -> Path:
 
 
 def _draw(recipe: Recipe) -> Image.Image:
+    recipe = with_shape_of_init(recipe)
     images = sample(open_for_training(recipe.data, recipe.val_data)[0], IMAGES, recipe.seed)
     views = Views(images, recipe.view_plan, recipe.seed)
     batch = collate([views[0, position] for position in range(len(images))])

@@ -20,9 +20,13 @@ from mixsiam_hub.training.losses import TARGETS
 from mixsiam_hub.training.mixing import MIXTURES
 from mixsiam_hub.untrusted import parsing, quote, read_bytes
 
+OF_INIT = "init"
+"""As backbone: that of the encoder that training continues from, with OF_INIT_KEYS."""
+OF_INIT_KEYS = ("backbone", "output_stride", "input_size", "interpolation")
+
 _CHOICES: dict[str, tuple[object, ...]] = {
     "method": ("mixsiam", "simsiam"),
-    "backbone": tuple(ARCHITECTURES),
+    "backbone": (*ARCHITECTURES, OF_INIT),
     "output_stride": (32, 16, 8),
     "target": TARGETS,
     "mixture": MIXTURES,
@@ -38,6 +42,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "local_size": (8, MAX_INPUT_PX),
     "mixtures": (1, 64),
     "momentum_target": (0, 0.99999),
+    "coding_rate": (0, 100),
     "epochs": (0, 100_000),
     "batch_size": (2, 65_536),
     "lr": (1e-6, 100),
@@ -73,7 +78,8 @@ class Recipe:
             two parts of a fixed split (see `data.open_images`).
         data_terms: What the images' owners allow; the model card prints it.
         val_data: Labelled images for the kNN of the log, "" for none, or `split`: hold out a tenth of `data`.
-        backbone: `resnet18`, `resnet34` or `resnet50`.
+        backbone: `resnet18`, `resnet34` or `resnet50`; or `init`, for that of `init` with its output_stride, input_size
+            and interpolation in place of these keys.
         output_stride: 32, or 16 or 8 for small inputs.
         input_size: Edge of the deployed input, in pixels; 8 to 1024.
         view_size: Edge of the views in training, in pixels, to 1024; 0 is input_size. Smaller ones cost less.
@@ -95,6 +101,8 @@ class Recipe:
             share of the image's area up to that share.
         momentum_target: Targets come from a moving average of the encoder that keeps this share of its past at each
             step, as in 0.99; 0 (the paper's) has none.
+        coding_rate: Weight of a term that spreads the projections of a batch over many directions, 0 (the paper's) to
+            100.
         projector_layers: 3 in SimSiam for ImageNet, 2 for small images; 2 to 10.
         projector_dim: Hidden and output width of the projector, 1 to 65,536.
         predictor_dim: Hidden width of the predictor, 1 to 65,536.
@@ -110,7 +118,8 @@ class Recipe:
         threads: Of each process that trains, at most 1024; 0 takes the CPUs it may use, shared among those of this
             machine.
         seed: Of everything random, 0 to 2**63 - 1.
-        init: A model folder or Hub id whose backbone training continues from; "" starts from random weights.
+        init: A model folder or Hub id whose backbone training continues from, or `builtin`; "" starts from random
+            weights.
         run_dir: The run's folder; "" is runs/NAME-DATE.
         checkpoint_minutes: Longest work that a crash can lose, at most a year; 0 writes a checkpoint at every step, of
             several processes at every tenth.
@@ -141,6 +150,7 @@ class Recipe:
     local_views: int = 0
     local_size: int = 32
     momentum_target: float = 0.0
+    coding_rate: float = 0.0
     projector_layers: int = 3
     projector_dim: int = 2048
     predictor_dim: int = 512
@@ -175,6 +185,7 @@ class Recipe:
         is_folder_name = self.name.isprintable() and self.name.strip(". ") and not set(self.name) & set("/\\")
         _require("name", self.name, bool(is_folder_name), "a folder's name, without slashes; set name=...")
         _require("view_size", self.view_size, self.view_size == 0 or self.view_size >= 8, "0, or a number from 8")
+        _require("backbone", self.backbone, self.backbone != OF_INIT or bool(self.init), "another, or set init too")
         has_own = bool(self.mixture_weight or self.local_views)
         _require("predictors", self.predictors, self.predictors == "shared" or has_own, "shared: there are no mixtures")
         low, high = self.crop_scale

@@ -16,7 +16,7 @@ from mixsiam_hub.atomic import write_text
 from mixsiam_hub.errors import DataError, OutputError, RecipeError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, run_recipe
-from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.recipe import OF_INIT, OF_INIT_KEYS, Recipe
 
 RUNS = Path("runs")
 CAN_CHANGE = {"workers", "checkpoint_minutes", "run_dir", "stop_after", "data_terms"}
@@ -75,6 +75,8 @@ def find_run(recipe: Recipe) -> Path:
     run = runs[-1]
     stored, given = asdict(run_recipe(run)), asdict(recipe)
     given["epochs"] = given["epochs"] or stored["epochs"]
+    if recipe.backbone == OF_INIT:
+        given |= {key: stored[key] for key in OF_INIT_KEYS}
     if different := sorted(key for key in given if key not in CAN_CHANGE and given[key] != stored[key]):
         raise RecipeError(f"{run} was started with another {', '.join(different)}; see its {RECIPE_FILE}")
     return run

@@ -96,6 +96,7 @@ def make_model(recipe: Recipe) -> MixSiam:
         target=recipe.target,
         predictors=recipe.predictors,
         momentum_target=recipe.momentum_target,
+        coding_rate=recipe.coding_rate,
     )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 
+from mixsiam_hub.atomic import make_folder
 from mixsiam_hub.cli.group import EXIT_COLLAPSED, EXIT_RESUME, PATH, extra, main
+from mixsiam_hub.model.files import SHEET_PICTURE
 
 
 @main.command()
@@ -36,24 +38,59 @@ def train(recipe: str, data: str | None, overrides: Sequence[str], resume: bool,
             click.echo(f"{outcome.run}: told to stop, with a checkpoint; go on with --resume", err=True)
         sys.exit(EXIT_RESUME)
     if _is_first_process():
-        click.echo(f"{outcome.run}: {outcome.verdict}{'' if outcome.finished else ', stopped early'}")
+        click.echo(f"{outcome.run}: {'' if outcome.finished else 'stopped early; '}{outcome.summary}")
     if outcome.verdict == "collapsed":
         sys.exit(EXIT_COLLAPSED)
 
 
 @main.command()
 @click.argument("model", required=False)
-@click.option("--train", "train_data", required=True, help="Labelled images: a Parquet set, or a folder a class.")
-@click.option("--test", "test_data", required=True, help="Labelled images to classify; nothing is tuned on them.")
+@click.option("--train", "train_data", help="Labelled images: a Parquet set, or a folder a class.")
+@click.option("--test", "test_data", help="Labelled images to classify; nothing is tuned on them.")
+@click.option("--images", help="In place of these two, images without labels.")
 @click.option("--probe", type=click.Choice(("linear", "none")), default="linear", show_default=True)
-@click.option("--out", type=PATH, help="Folder of report.json and report.png. Default: the run, or here.")
-def evaluate(model: str | None, train_data: str, test_data: str, probe: str, out: Path | None) -> None:
-    """Measure MODEL, a run or a model folder: kNN and linear probe, beside raw pixels and random weights."""
+@click.option("--out", type=PATH, help="Folder for what it writes. Default: the run, or here.")
+def evaluate(
+    model: str | None,
+    train_data: str | None,
+    test_data: str | None,
+    images: str | None,
+    probe: str,
+    out: Path | None,
+) -> None:
+    """Measure MODEL, a run or a model folder, beside raw pixels and random weights.
+
+    With labels: kNN and linear probe, into report.json and report.png. Without: the effective rank of the vectors,
+    alignment and uniformity, and neighbours.png to look at.
+    """
+    if images and not (train_data or test_data):
+        _describe(model or "", images, out)
+    elif train_data and test_data and not images:
+        _classify(model or "", train_data, test_data, probe == "linear", out)
+    else:
+        raise click.UsageError("give --train and --test, or --images")
+
+
+def _describe(model: str, images: str, out: Path | None) -> None:
+    with extra("train"):
+        from mixsiam_hub.training.networks import report_folder
+        from mixsiam_hub.training.unlabelled import describe
+    folder = out or report_folder(model)
+    make_folder(folder)
+    rows = describe(model, images, folder / SHEET_PICTURE)
+    click.echo(" " * 24 + "".join(f"{title:>16}" for title in ("effective rank", "alignment", "uniformity")))
+    for name, row in rows.items():
+        click.echo(f"{name:<24}{row.rank:>16.1f}{row.alignment:>16.3f}{row.uniformity:>16.3f}")
+    click.echo(f"{folder / SHEET_PICTURE}: eight images and their neighbours")
+
+
+def _classify(model: str, train_data: str, test_data: str, probe: bool, out: Path | None) -> None:
     with extra("train"):
         from mixsiam_hub.training import evaluate as evaluation
+        from mixsiam_hub.training.networks import report_folder
         from mixsiam_hub.training.report import TITLES, Report
-    report = Report(out or evaluation.report_folder(model or ""))
-    result = evaluation.evaluate(model or "", train_data, test_data, probe=probe == "linear")
+    report = Report(out or report_folder(model))
+    result = evaluation.evaluate(model, train_data, test_data, probe=probe)
     click.echo(f"{result.test}: {result.n_test} images, {result.n_train} for training, accuracy in %")
     click.echo(" " * 24 + "".join(f"{title:>14}" for title in TITLES.values()))
     for name, accuracy in result.rows.items():

@@ -16,8 +16,10 @@ from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.training import init
-from mixsiam_hub.training.init import Origin, load_init
-from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.checkpoint import load_encoder
+from mixsiam_hub.training.init import Origin, load_init, with_shape_of_init
+from mixsiam_hub.training.loop import train
+from mixsiam_hub.training.recipe import Recipe, load_recipe
 
 RECIPE = Recipe(init=str(BUILTIN), output_stride=16)
 
@@ -57,3 +59,28 @@ def test_weights_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RecipeError, match=r"conv1\.weight holds NaN"):
         load_init(backbone, RECIPE)
     assert all(tensor.isfinite().all() for tensor in backbone.state_dict().values())
+
+
+def test_the_shape_is_that_of_the_encoder_where_the_recipe_asks_for_it() -> None:
+    recipe = with_shape_of_init(load_recipe("adapt", ["data=x"]))
+    assert (recipe.backbone, recipe.output_stride, recipe.input_size) == ("resnet18", 16, 64)
+    assert load_init(Backbone("resnet18", 16), recipe).name == "builtin"
+    assert with_shape_of_init(RECIPE) == RECIPE
+    with pytest.raises(RecipeError, match="backbone is 'init'; it must be another, or set init too"):
+        load_recipe("adapt", ["init="])
+
+
+def test_adapting_starts_from_the_encoder_and_resumes_without_it(model_folder: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(model_folder, folder)
+    small = ["data=digits", "epochs=1", "batch_size=300", "projector_dim=64", "predictor_dim=16", "workers=0"]
+    recipe = load_recipe("adapt", [*small, f"init={folder}", f"run_dir={run}"])
+    config = ModelFolder.open(folder).config
+    assert train(recipe).finished
+    trained = load_encoder(run)
+    assert (trained.config.architecture, trained.config.preprocessing.input_px) == (config.architecture, 32)
+    assert trained.provenance["init"]["fingerprint"] == ModelFolder.open(folder).manifest.fingerprint
+    shutil.rmtree(folder)
+    assert train(recipe, resume=True).finished
+    with pytest.raises(RecipeError, match="was started with another input_size"):
+        train(replace(recipe, backbone="resnet18", output_stride=trained.config.output_stride), resume=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
@@ -30,7 +31,16 @@ from mixsiam_hub.training.step import cosine_lr, make_model, make_optimiser
 
 
 def test_run_folder_holds_recipe_log_and_checkpoint(whole_run: Path) -> None:
-    assert {path.name for path in whole_run.iterdir()} == {"recipe.toml", "log.jsonl", "checkpoint.pt", "tensorboard"}
+    pictures = {"training.png", "neighbours.png"}
+    assert {path.name for path in whole_run.iterdir()} == pictures | {
+        "recipe.toml",
+        "log.jsonl",
+        "checkpoint.pt",
+        "tensorboard",
+    }
+    for picture in pictures:
+        with Image.open(whole_run / picture) as drawn:
+            assert len(drawn.convert("RGB").getcolors(2**20) or ()) > 20  # Something is drawn.
     lines = log(whole_run)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert [line["step"] for line in lines] == [0, 4, 8]

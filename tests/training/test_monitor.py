@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from mixsiam_hub.images.preprocess import load_pixels
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import open_images, sample
 from mixsiam_hub.training.knn import knn_accuracy
+from mixsiam_hub.training.log import finite
 from mixsiam_hub.training.model import MixSiam
 from mixsiam_hub.training.monitor import (
     MAX_BIAS,
@@ -28,6 +31,8 @@ from mixsiam_hub.training.monitor import (
     Health,
     Monitor,
     effective_rank,
+    explain,
+    health_of,
     raw_pixels,
     target_bias,
     verdict,
@@ -78,6 +83,12 @@ def test_the_verdict_tells_planted_failures_from_a_healthy_encoder() -> None:
     initial = healthy
     assert verdict(healthy, initial) == "healthy"
     assert verdict(rank_1, initial) == "collapsed"
+    assert explain(healthy, initial, 0.5).startswith("healthy: effective rank of features ")
+    said = explain(rank_1, initial, 0.5).splitlines()
+    assert said[0].startswith("collapsed: effective rank of features 1 (")
+    assert said[0].endswith("; raw pixels 50.0%)")
+    assert said[1].startswith("because all features lie on one line")
+    assert said[2].count("; or ") == 2  # Three things to change.
     assert verdict(constant, initial) == "collapsed"
     assert rank_1.rank_backbone == pytest.approx(1, abs=0.05)
     assert constant.pre_bn_var_median < 1
@@ -197,3 +208,14 @@ def test_knn_equals_the_votes_counted_one_by_one() -> None:
                 votes[bank_labels[i]] += math.exp(cosines[i] / 0.1)
             right += int(votes.argmax() == label)
         assert knn_accuracy(bank, bank_labels, queries, labels, (k,))[k] == pytest.approx(right / 15)
+
+
+def test_numbers_that_are_not_finite_come_back_from_the_log() -> None:
+    broken = Health(math.nan, math.nan, math.nan, math.nan, math.nan, None, None, None)
+    line = json.loads(json.dumps(finite({"epoch": 3, "health": asdict(broken)})))
+    good = Health(30.0, 20.0, 5.0, 9.0, 0.9, None, 0.5, 0.4)
+    assert verdict(health_of(line), good) == "collapsed"
+    assert "because some numbers are not finite" in explain(health_of(line), good, None)
+    before = replace(good, z_std=None)
+    assert health_of({"epoch": 0, "health": asdict(before)}) == before
+    assert explain(before, before, None) == "before training"

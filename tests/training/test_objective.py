@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from mixsiam_hub.training import losses, mixing
 from mixsiam_hub.training import model as model_module
-from mixsiam_hub.training.losses import discriminative_target, negative_cosine
+from mixsiam_hub.training.losses import coding_rate, discriminative_target, negative_cosine
 from mixsiam_hub.training.mixing import draw_lam, draw_pair, mix
 from mixsiam_hub.training.model import Inputs, MixSiam, Objective
 from mixsiam_hub.training.streams import Purpose, stream
@@ -287,3 +288,30 @@ def test_pairs_of_many_views_differ_and_of_two_are_the_papers() -> None:
     drawn = {tuple(draw_pair(3, rng)) for _ in range(100)}
     assert drawn == {(0, 1), (0, 2), (1, 2)}
     assert draw_pair(2, rng).tolist() == [0, 1]
+
+
+def test_coding_rate_is_its_formula_and_rises_as_projections_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(5, 16, generator=generator)
+    unit = (z / z.norm(dim=1, keepdim=True)).double().numpy()
+    of_dimensions = np.eye(16) + 16 / (5 * 0.2) * unit.T @ unit  # (D, D); ours is of the (N, N) products.
+    expected = np.linalg.slogdet(of_dimensions)[1] / 2 / 5
+    assert float(coding_rate(z)) == pytest.approx(expected, rel=1e-5)
+    assert float(coding_rate(3 * z)) == pytest.approx(expected, rel=1e-5)
+    assert float(coding_rate(z[:1].expand(5, 16))) < 0.5 * expected
+    orthogonal = torch.eye(16)[:5]
+    assert expected < float(coding_rate(orthogonal)) == pytest.approx(0.5 * math.log(1 + 16 / (5 * 0.2)), rel=1e-5)
+
+
+def test_coding_rate_is_subtracted_from_the_loss_with_gradient() -> None:
+    batch = make_batch()
+    plain, spread = make_model(), make_model(coding_rate=0.25)
+    before, after = objective(plain, *batch), objective(spread, *batch)
+    zs = [spread.projector(spread.backbone(x)) for x in batch[:2]]
+    rate = sum(coding_rate(z) for z in zs) / 2
+    torch.testing.assert_close(after.loss, before.loss - 0.25 * rate)
+    assert (after.loss_sim, after.loss_mix) == (before.loss_sim, before.loss_mix)
+    before.loss.backward()
+    after.loss.backward()
+    differ = [not torch.equal(a, b) for a, b in zip(gradients(plain), gradients(spread), strict=True)]
+    assert differ[0]  # The encoder's.

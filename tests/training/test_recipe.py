@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="needs the extra train")
 
 from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.model.config import ModelConfig
+from mixsiam_hub.training.init import with_shape_of_init
 from mixsiam_hub.training.recipe import Recipe, data_name, load_recipe, recipe_from
 
 SHIPPED = sorted(
@@ -25,7 +26,7 @@ SHIPPED = sorted(
 
 
 def test_the_methods_table_is_shipped() -> None:
-    assert {"digits", "cifar10", "tiny-imagenet", "folder", "imagenet-resnet50"} <= set(SHIPPED)
+    assert {"adapt", "digits", "cifar10", "tiny-imagenet", "folder", "imagenet-resnet50"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -34,6 +35,7 @@ def test_shipped_recipes_load_by_both_names(name: str) -> None:
     assert recipe == load_recipe(f"{name}.toml")
     assert recipe.name == name
     assert recipe.method == "mixsiam"
+    recipe = with_shape_of_init(recipe)
     assert ModelConfig.from_json(recipe.model_config.to_json("apache-2.0")) == recipe.model_config
 
 

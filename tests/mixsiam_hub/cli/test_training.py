@@ -22,7 +22,9 @@ def test_data_arrives_as_it_was_given(data: str, monkeypatch: pytest.MonkeyPatch
 
     def train(recipe: object, *, resume: bool) -> SimpleNamespace:
         recipes.append(recipe)
-        return SimpleNamespace(run=Path("run"), verdict="healthy", finished=True, interrupted=False)
+        return SimpleNamespace(
+            run=Path("run"), verdict="healthy", summary="healthy: rank 9", finished=True, interrupted=False
+        )
 
     monkeypatch.setattr(loop, "train", train)
     result = run("train", "digits", "--data", data)
