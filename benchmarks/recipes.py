@@ -87,7 +87,7 @@ def learn(recipe: Recipe, images: ImageSet, seconds: float, precision: str) -> t
     if recipe.init:
         load_init(model.backbone, recipe)
     step = Step(recipe, model, make_optimiser(model, recipe), precision)
-    started, seen, loss = time.process_time(), 0, float("nan")
+    started, seen, loss = time.process_time(), 0, 0.0
     with tqdm(total=round(seconds), unit="core-s", desc=recipe.name, disable=None) as bar:
         for batch in our_batches(images, recipe):
             used = time.process_time() - started

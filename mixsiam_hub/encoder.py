@@ -14,7 +14,7 @@ from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import ArgumentError, ImageError, ModelError
 from mixsiam_hub.images.kinds import ImageSource
-from mixsiam_hub.images.preprocess import ImageFacts, normalise
+from mixsiam_hub.images.preprocess import DECODES, ImageFacts, normalise
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches
 from mixsiam_hub.model import hub
@@ -52,8 +52,16 @@ class ImageEncoder:
     a bare os.fork must leave through os._exit, as those of multiprocessing do: onnxruntime's exit handlers hang there.
     """
 
-    def __init__(self, folder: ModelFolder, backend: backends.Backend, threads: int, dim: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        backend: backends.Backend,
+        threads: int,
+        dim: int | None = None,
+        decode: str = DECODES[0],
+    ) -> None:
         """Joins a folder with the backend that runs it; users call `from_pretrained`."""
+        self._decode = decode
         self._folder = folder
         self._backend = backend
         self._dim = dim or folder.config.dim
@@ -68,6 +76,8 @@ class ImageEncoder:
         backend: str = "auto",
         device: str = "auto",
         precision: str = "fp32",
+        min_cosine: float = backends.MIN_COSINE,
+        decode: str = DECODES[0],
         dim: int | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -80,11 +90,16 @@ class ImageEncoder:
             name_or_path: A model folder, or a Hub id `org/name`. None is the built-in encoder, which works offline: a
                 small demonstration encoder, trained for minutes on 64 px images, not a strong general one.
             revision: Branch, tag or commit of a Hub id.
-            backend: `onnx`, `torch` or `auto`: onnx where it can do what is asked, else torch. A ResNet as timm saves
-                it, on the Hub or in a folder, runs by torch alone.
+            backend: `onnx`, `openvino`, `torch` or `auto`: the first of these that can do what is asked. A ResNet as
+                timm saves it, on the Hub or in a folder, runs by torch alone.
             device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
-            precision: `fp32`; onnx also runs `fp16` and `int8` of a folder that was exported with them, torch `bf16`,
-                and `fp16` on CUDA.
+            precision: `fp32`; onnx also runs `fp16` and `int8` of a folder that was exported with them, openvino `int8`
+                and `bf16`, torch `bf16`, and `fp16` on CUDA. `auto` times all of them here, for seconds, and takes the
+                fastest that min_cosine allows; the choice is kept for the next time.
+            min_cosine: With `auto`, the least cosine to fp32 of any of the folder's known answers. The default admits
+                what may stand in one store with fp32; 0.999 admits most bf16, 0.99 most int8.
+            decode: `exact`, or `fast`: JPEGs of more than four times the network's input are decoded at a reduced
+                scale. Pixels are off by a few levels at most, and the variant says so.
             dim: Numbers of a vector that are kept, from the first, for a store that is smaller by as much; None is all.
                 The head orders them by how much they vary over images, so this needs an encoder with a head.
             token: For private and gated repositories.
@@ -97,11 +112,18 @@ class ImageEncoder:
             HubError: The repository cannot be reached, found or read.
             BackendError: A backend, device or precision that cannot be had here, or with this model.
             MissingExtraError: The torch backend was asked for and torch is not installed.
-            ArgumentError: threads is below 1, or dim not from 1 to the length of a vector, or given without a head.
+            ArgumentError: threads is below 1, another decode or min_cosine, or dim not from 1 to the length of a
+                vector, or given without a head.
         """
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads is {threads}; it must be at least 1, or None for the CPUs available")
-        choice = backends.choose(backend, device, precision)  # Before anything is downloaded.
+        if not 0 <= min_cosine <= 1:
+            raise ArgumentError(f"min_cosine is {min_cosine}; it must be from 0 to 1")
+        if decode not in DECODES:
+            raise ArgumentError(f"decode is {decode!r}; allowed are {', '.join(DECODES)}")
+        is_auto = precision == backends.AUTO
+        # Before anything is downloaded.
+        choice = backends.choose(backend, device, "fp32" if is_auto else precision)
         folder = hub.resolve(
             name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
@@ -110,7 +132,13 @@ class ImageEncoder:
         if dim is not None:
             _check_dim(dim, folder)
         threads = threads or available_cpus()
-        return cls(folder, backends.load(choice, folder, threads), threads, dim)
+        if is_auto:
+            from mixsiam_hub.model.fastest import load_fastest
+
+            network = load_fastest(folder, backend, device, min_cosine, threads)
+        else:
+            network = backends.load(choice, folder, threads)
+        return cls(folder, network, threads, dim, decode)
 
     def embed(
         self,
@@ -238,7 +266,7 @@ class ImageEncoder:
 
     @property
     def backend(self) -> str:
-        """`onnx` or `torch`."""
+        """`onnx`, `openvino` or `torch`."""
         return self._backend.name
 
     @property
@@ -265,10 +293,10 @@ class ImageEncoder:
     def variant(self) -> str:
         """How the vectors are computed beside the fingerprint: precision, decoding and, if some are cut off, numbers.
 
-        As in `fp32-exact` or `fp32-exact-64`.
+        As in `fp32-exact`, `bf16-fast` or `fp32-exact-64`.
         """
         cut = f"-{self.dim}" if self.dim < self._folder.config.dim else ""
-        return f"{self.precision}-exact{cut}"
+        return f"{self.precision}-{self._decode}{cut}"
 
     def __repr__(self) -> str:
         model = f"{self._folder.config.architecture}, {self.input_size[0]} px, {self.dim} numbers"
@@ -296,6 +324,7 @@ class ImageEncoder:
             on_error=on_error,
             workers=self._threads,
             with_sha256=with_sha256,
+            decode=self._decode,
         )
         nothing = np.empty((0, *shape), np.float32)  # Not every runtime takes an empty batch.
         return ((d, self._finite(network(normalise(d.pixels, pre))) if len(d.indices) else nothing) for d in decoded)

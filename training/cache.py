@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from mixsiam_hub.errors import ImageError, OutputError
 from mixsiam_hub.images.kinds import ImageSource, path_or_bytes
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.untrusted import sha256_file
+from mixsiam_hub.user_cache import cache_folder
 
 MAX_BYTES = 4 * 2**30
 """Of the whole folder; what was not used for longest goes first."""
@@ -29,8 +29,7 @@ class Cache:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Takes the folder; None for `mixsiam-hub/features` in the user's cache folder."""
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self.folder = folder or Path(home) / "mixsiam-hub" / "features"
+        self.folder = folder or cache_folder() / "features"
 
     def get(self, *key: str) -> NDArray[np.float32] | None:
         """Returns the features, (n, D), that were put there under a key, or None."""

@@ -59,8 +59,8 @@ class MixSiam(nn.Module):
 
     Beyond the paper: more than two views, each drawn to the mean of the others, are FastSiam's (Pototzky et al. 2022);
     smaller local views SwAV's multi-crop (arXiv 2006.09882), a predictor of their own for these and for mixtures after
-    arXiv 2602.05845; targets from a moving average BYOL's (arXiv 2006.07733); the coding rate as a term EMP-SSL's (arXiv
-    2304.03977). More than one mixture is ours.
+    arXiv 2602.05845; targets from a moving average BYOL's (arXiv 2006.07733); the coding rate as a term EMP-SSL's
+    (arXiv 2304.03977). More than one mixture is ours.
     """
 
     def __init__(

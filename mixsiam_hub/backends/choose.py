@@ -20,18 +20,26 @@ if TYPE_CHECKING:  # The command line reads the tuples below before it needs any
 
 _log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "onnx", "torch")
+BACKENDS = ("auto", "onnx", "openvino", "torch")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-AUTO_ORDER = ("onnx", "torch")
-BACKEND_PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16", "fp16")}
+AUTO = "auto"
+"""As precision: the fastest one that is close enough, which `model.fastest` finds."""
+MIN_COSINE = 0.9999
+"""To fp32, of vectors that may stand in one store with fp32's: the default of `auto`."""
+AUTO_ORDER = ("onnx", "openvino", "torch")
+BACKEND_PRECISIONS = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "torch": ("fp32", "bf16", "fp16"),
+}
 
 
 class Backend(Protocol):
     """A network ready to run. It pickles, survives a fork and may be called from several threads.
 
     Attributes:
-        name: `onnx` or `torch`.
+        name: `onnx`, `openvino` or `torch`.
         device: `cpu`, `cuda:N` or `mps`.
         precision: `fp32`, `bf16`, `fp16` or `int8`; what comes out is float32 whatever it is.
     """
@@ -103,23 +111,24 @@ def load(choice: Choice, folder: ModelFolder, threads: int) -> Backend:
         ModelError: A file of the folder is missing, changed or wrong.
         BackendError: The onnx backend and a plain folder, which has no graph.
     """
-    if choice.backend == "onnx" and folder.is_plain:
+    if choice.backend != "torch" and folder.is_plain:
         raise BackendError(
-            f"{folder.path} was saved by timm and has no graph for the onnx backend; give backend='torch', or make a "
-            f"folder that has one: mixsiam import {folder.path} FOLDER --from timm --license ID"
+            f"{folder.path} was saved by timm and has no graph for the {choice.backend} backend; give backend='torch', "
+            f"or make a folder that has one: mixsiam import {folder.path} FOLDER --from timm --license ID"
         )
     _log.info("backend %s on %s, %s", choice.backend, choice.device, choice.precision)
-    if choice.backend == "onnx":
-        from mixsiam_hub.backends.onnx import OnnxBackend
+    if choice.backend != "torch":
+        from mixsiam_hub.backends import onnx
 
-        return OnnxBackend(folder, choice.device, choice.precision, threads)
+        kind = onnx.OnnxBackend if choice.backend == "onnx" else onnx.OpenVinoBackend
+        return kind(folder, choice.device, choice.precision, threads)
     backend: Backend = torch_backend().TorchBackend(folder, choice.device, choice.precision, threads)
     return backend
 
 
 def present_backends() -> tuple[str, ...]:
     """Returns the backends whose runtime is installed here, in the order of AUTO_ORDER."""
-    runtimes = {"onnx": ("onnxruntime",), "torch": ("torch", "torchvision")}
+    runtimes = {"onnx": ("onnxruntime",), "openvino": ("onnxruntime_ep_openvino",), "torch": ("torch", "torchvision")}
     return tuple(name for name in AUTO_ORDER if all(importlib.util.find_spec(module) for module in runtimes[name]))
 
 
@@ -144,5 +153,9 @@ def _check(backend: str, device: str, precision: str) -> Choice:
         from mixsiam_hub.backends.onnx import find_device
 
         return Choice(backend, find_device(device), precision)
+    if backend == "openvino":
+        from mixsiam_hub.backends import openvino
+
+        return Choice(backend, openvino.find_device(device), precision)
     found: str = torch_backend().find_device(device, precision)
     return Choice(backend, found, precision)

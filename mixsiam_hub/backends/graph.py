@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixsiam_hub.backends.openvino import use_openvino
 from mixsiam_hub.backends.signature import Signature, check_signature
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.model.files import COMPACT_ONNX_FILE, WEIGHTS_FILE
@@ -24,7 +25,15 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 class Graph:
     """A graph of one input, ready to run; it survives a fork."""
 
-    def __init__(self, folder: ModelFolder, name: str, signature: Signature, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        name: str,
+        signature: Signature,
+        device: str,
+        threads: int,
+        openvino: str | None = None,
+    ) -> None:
         """Opens the session, so that what is wrong with the file is said now; a forked child opens its own.
 
         Args:
@@ -33,6 +42,7 @@ class Graph:
             signature: What the graph must take and give.
             device: `cpu` or `cuda:N`.
             threads: CPU threads that one call uses.
+            openvino: The precision in which OpenVINO runs it; None for onnxruntime's own kernels.
 
         Raises:
             ModelError: The file is missing, was changed, is no graph, or has another signature.
@@ -43,7 +53,7 @@ class Graph:
         self._device = device
 
         def open_session() -> InferenceSession:
-            session = _open_session(folder, name, device, threads)
+            session = _open_session(folder, name, device, threads, openvino)
             check_signature(session, self.path, signature)
             return session
 
@@ -61,8 +71,9 @@ class Graph:
             ModelError: The graph cannot be run, or gives another shape than it declares.
         """
         (name,) = self._signature.inputs
+        session = self._session.get()
         try:
-            result: NDArray[np.float32] = self._session.get().run([output], {name: value})[0]
+            result: NDArray[np.float32] = session.run([output], {name: value})[0]
         except Exception as error:  # onnxruntime's errors share no root below Exception.
             raise ModelError(f"{self.path} cannot be run on {self._device}: {one_line(error)}") from error
         first, *rest = self._signature.outputs[output].shape
@@ -74,7 +85,7 @@ class Graph:
         return result
 
 
-def _open_session(folder: ModelFolder, name: str, device: str, threads: int) -> InferenceSession:
+def _open_session(folder: ModelFolder, name: str, device: str, threads: int, openvino: str | None) -> InferenceSession:
     """Returns a session on the bytes that were checked: the file is never read again."""
     import onnxruntime
 
@@ -82,8 +93,11 @@ def _open_session(folder: ModelFolder, name: str, device: str, threads: int) -> 
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # Errors only: what concerns a user is raised.
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device.startswith("cuda"):
-        providers.insert(0, (CUDA_PROVIDER, {"device_id": int(device.partition(":")[2])}))
+    if openvino is not None:
+        use_openvino(options, openvino, threads)
+        providers = []  # The options name it.
+    elif device.startswith("cuda"):
+        providers = [(CUDA_PROVIDER, {"device_id": int(device.partition(":")[2])}), *providers]
     # Else a graph could take its weights from any file of the working directory.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if name == COMPACT_ONNX_FILE:  # Its weights are outside itself.

@@ -77,7 +77,7 @@ def _onnxruntime() -> ModuleType:
 class OnnxBackend:
     """onnxruntime on one of a folder's graphs. CUDA has not been tried on a GPU yet."""
 
-    name = "onnx"
+    name: str = "onnx"
 
     def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
         """Opens the session, so that what is wrong with the folder's files is said now.
@@ -87,7 +87,8 @@ class OnnxBackend:
         Args:
             folder: The model.
             device: From `find_device`.
-            precision: `fp32`, which every folder has; `fp16` or `int8`, where it was exported with it.
+            precision: `fp32`, which every folder has; `fp16` or `int8`, where it was exported with it. OpenVINO takes
+                `bf16` from the graph of fp32.
             threads: CPU threads that one call uses.
 
         Raises:
@@ -106,10 +107,10 @@ class OnnxBackend:
             )
         signature = network_signature(folder.config)
         self._embedding, *_, self._feature_map = signature.outputs
-        self._graph = Graph(folder, name, signature, device, threads)
+        self._graph = Graph(folder, name, signature, device, threads, precision if self.name == "openvino" else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OnnxBackend, self._arguments
+        return type(self), self._arguments
 
     def embedding(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.embedding."""
@@ -122,3 +123,9 @@ class OnnxBackend:
     def feature_map(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """As Backend.feature_map."""
         return self._graph.run(self._feature_map, pixels)
+
+
+class OpenVinoBackend(OnnxBackend):
+    """The same graphs, run by OpenVINO."""
+
+    name = "openvino"

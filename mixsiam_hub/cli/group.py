@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mixsiam_hub import __version__
-from mixsiam_hub.backends.choose import BACKENDS, DEVICES, PRECISIONS
+from mixsiam_hub.backends.choose import AUTO, BACKENDS, DEVICES, MIN_COSINE, PRECISIONS
 from mixsiam_hub.errors import MixsiamError, missing_extra
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class EncoderOptions:
     backend: str
     device: str
     precision: str
+    min_cosine: float
+    decode: str
     dim: int | None
     threads: int | None
 
@@ -101,6 +103,8 @@ class EncoderOptions:
             backend=self.backend,
             device=self.device,
             precision=self.precision,
+            min_cosine=self.min_cosine,
+            decode=self.decode,
             dim=self.dim,
             threads=self.threads,
         )
@@ -115,17 +119,21 @@ def encoder_options(command: Callable[..., None]) -> Callable[..., None]:
         backend: str,
         device: str,
         precision: str,
+        min_cosine: float,
+        decode: str,
         dim: int | None,
         threads: int | None,
         **others: Any,
     ) -> None:
-        command(encoder=EncoderOptions(model, backend, device, precision, dim, threads), **others)
+        command(encoder=EncoderOptions(model, backend, device, precision, min_cosine, decode, dim, threads), **others)
 
     options = (
         click.option("--model", help=_MODEL_HELP),
         click.option("--backend", default="auto", show_default=True, help=", ".join(BACKENDS)),
         click.option("--device", default="auto", show_default=True, help=", ".join(DEVICES)),
-        click.option("--precision", default="fp32", show_default=True, help=", ".join(PRECISIONS)),
+        click.option("--precision", default="fp32", show_default=True, help=", ".join((*PRECISIONS, AUTO))),
+        click.option("--min-cosine", type=float, default=MIN_COSINE, show_default=True, help="To fp32, with auto."),
+        click.option("--decode", default="exact", show_default=True, help="exact, or fast for photos as JPEG."),
         click.option(
             "--dim", type=click.IntRange(1), help="Numbers of a vector to keep, from the first. Default: all."
         ),

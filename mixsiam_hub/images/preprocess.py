@@ -11,9 +11,13 @@ from PIL import Image
 
 from mixsiam_hub.errors import ImageError
 from mixsiam_hub.images.kinds import ImageSource, describe
-from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.load import Draft, load_image
 from mixsiam_hub.model.config import Preprocessing
 
+DECODES = ("exact", "fast")
+"""How encoded images are decoded: in full, or JPEGs at a reduced scale where the network's input is far smaller."""
+FAST_SCALE = 2
+"""A reduced image is at least so many times as large as it is then resized to."""
 MAX_RESIZED_PIXELS = 16_000_000
 """Largest image between resize and crop: 64 MB in Pillow. At 224 px that is a strip 318 times as long as wide."""
 
@@ -118,7 +122,12 @@ def load_pixels(source: ImageSource, pre: Preprocessing, *, name: str | None = N
 
 
 def load_pixels_and_facts(
-    source: ImageSource, pre: Preprocessing, *, name: str | None = None, with_sha256: bool = False
+    source: ImageSource,
+    pre: Preprocessing,
+    *,
+    name: str | None = None,
+    with_sha256: bool = False,
+    decode: str = DECODES[0],
 ) -> tuple[NDArray[np.uint8], ImageFacts]:
     """Does what `load_pixels` does, and says what was decoded: what a worker thread does for each image.
 
@@ -127,6 +136,7 @@ def load_pixels_and_facts(
         pre: The encoder's preprocessing.
         name: What to call it in an error.
         with_sha256: Compute the sha256 of the encoded file too.
+        decode: One of DECODES.
 
     Returns:
         Pixels, (S, S, 3) uint8, S = input_px, read-only; and the facts.
@@ -135,9 +145,11 @@ def load_pixels_and_facts(
         ImageError: As `load_image` and `resize_and_crop`; the message names the image.
     """
     digest = hashlib.sha256() if with_sha256 else None
-    image = load_image(source, name=name, digest=digest)
     is_encoded = not isinstance(source, Image.Image | np.ndarray)
-    facts = ImageFacts(image.height, image.width, digest.hexdigest() if digest and is_encoded else None)
+    draft = Draft(FAST_SCALE * pre.resize_px) if decode == "fast" and is_encoded else None
+    image = load_image(source, name=name, digest=digest, draft=draft)
+    width, height = draft.size if draft else image.size
+    facts = ImageFacts(height, width, digest.hexdigest() if digest and is_encoded else None)
     try:
         return resize_and_crop(image, pre), facts
     except ImageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
@@ -18,12 +19,13 @@ from PIL import Image
 from mixsiam_hub.errors import ImageError
 from mixsiam_hub.images.kinds import ImageSource
 from mixsiam_hub.images.load import take
-from mixsiam_hub.images.preprocess import ImageFacts, load_pixels_and_facts
+from mixsiam_hub.images.preprocess import DECODES, ImageFacts, load_pixels_and_facts
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.model.config import Preprocessing
 
 Pixels = NDArray[np.uint8]
-_Outcome = Future["tuple[Pixels, ImageFacts] | ImageError"]
+_Loaded = tuple[Pixels, ImageFacts]
+_Outcome = Future["_Loaded | ImageError"]
 _WAIT_S = 1.0
 
 
@@ -68,6 +70,7 @@ def decode_batches(
     workers: int,
     on_error: str = "skip",
     with_sha256: bool = False,
+    decode: str = DECODES[0],
 ) -> Iterator[DecodedBatch]:
     """Yields batches in the order of `images`, decoded ahead: at most 2 * batch_size images are held.
 
@@ -82,12 +85,14 @@ def decode_batches(
         workers: Decoding threads; Pillow decodes and resizes outside the interpreter's lock.
         on_error: `raise` stops at the first bad image in order, `skip` reports it in its batch.
         with_sha256: The facts hold the sha256 of each encoded file.
+        decode: One of `preprocess.DECODES`.
 
     Raises:
         ImageError: With `raise`, once the images before it were handed out.
         Exception: Whatever iterating `images` raises, likewise.
     """
-    decoded = _DecodeAhead(images, pre, 2 * batch_size, workers, with_sha256)
+    load = functools.partial(load_pixels_and_facts, pre=pre, with_sha256=with_sha256, decode=decode)
+    decoded = _DecodeAhead(images, load, 2 * batch_size, workers)
     try:
         while True:
             batch: list[_Decoded] = []
@@ -127,10 +132,9 @@ class _DecodeAhead:
     """
 
     def __init__(
-        self, images: Iterable[ImageSource | Item], pre: Preprocessing, held: int, workers: int, with_sha256: bool
+        self, images: Iterable[ImageSource | Item], load: Callable[..., _Loaded], held: int, workers: int
     ) -> None:
-        self._pre = pre
-        self._with_sha256 = with_sha256
+        self._load = load
         self._unstarted = workers
         self._slots = threading.Semaphore(held)
         self._tasks: queue.SimpleQueue[tuple[_Outcome, Item] | None] = queue.SimpleQueue()
@@ -184,7 +188,9 @@ class _DecodeAhead:
         while (task := self._tasks.get()) and not self._is_closed:
             outcome, item = task
             try:
-                outcome.set_result(_load(item, self._pre, self._with_sha256))
+                outcome.set_result(self._load(item.source, name=item.key))
+            except ImageError as error:
+                outcome.set_result(named_error(item.key, error))
             except BaseException as error:  # A fault of ours, or no memory left: raised where the image is used.
                 outcome.set_exception(error)
         self._tasks.put(None)  # For the next thread.
@@ -198,13 +204,6 @@ def _as_item(index: int, image: ImageSource | Item) -> Item:
     if isinstance(image, Item):
         return image
     return Item(os.fsdecode(image) if isinstance(image, str | os.PathLike) else f"image {index}", image)
-
-
-def _load(item: Item, pre: Preprocessing, with_sha256: bool) -> tuple[Pixels, ImageFacts] | ImageError:
-    try:
-        return load_pixels_and_facts(item.source, pre, name=item.key, with_sha256=with_sha256)
-    except ImageError as error:
-        return named_error(item.key, error)
 
 
 def named_error(key: str, error: ImageError) -> ImageError:

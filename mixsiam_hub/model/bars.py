@@ -37,7 +37,7 @@ class VectorCheck:
 
     Attributes:
         file: The graph or weights.
-        backend: `onnx` or `torch`.
+        backend: `onnx`, `openvino` or `torch`.
         precision: `fp32`, `fp16` or `int8`.
         mean_cosine: Over the known answers; NaN where a vector is zero or not finite.
         min_cosine: Of the worst of them; NaN likewise.

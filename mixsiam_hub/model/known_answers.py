@@ -77,7 +77,7 @@ def verify(
 
     Args:
         folder: The model.
-        backend_names: What replays the known answers; None for onnx, and torch where it is installed.
+        backend_names: What replays the known answers; None for onnx, and openvino and torch where they are installed.
         accept_forced: Let a graph pass that fails its bar where mixsiam.json says that export was forced to write it.
 
     Raises:
@@ -100,11 +100,11 @@ def verify(
 
 
 def replay_vectors(folder: ModelFolder, backend_names: Collection[str]) -> tuple[VectorCheck, ...]:
-    """Embeds the known images on the CPU: by onnx with every graph of the network, by torch with the weights.
+    """Embeds the known images on the CPU: by onnx with every graph of the network, by others in fp32.
 
     Args:
         folder: The model.
-        backend_names: `onnx`, `torch` or both.
+        backend_names: Of `onnx`, `openvino` and `torch`.
 
     Returns:
         What came out, whether it reaches its bar or not.
@@ -115,15 +115,15 @@ def replay_vectors(folder: ModelFolder, backend_names: Collection[str]) -> tuple
         ImageError: An image of the known answers cannot be read.
     """
     manifest = folder.manifest
-    files, expected = _read_answers(folder)
+    files, pixels, expected = read_answers(folder)
     runs = [("onnx", "fp32", manifest.onnx_file)]
     runs += [("onnx", precision, file) for precision, file in VARIANT_FILES.items() if file in manifest.files]
-    runs.append(("torch", "fp32", WEIGHTS_FILE))
+    runs += [("openvino", "fp32", manifest.onnx_file), ("torch", "fp32", WEIGHTS_FILE)]
     runs = [(backend, precision, file) for backend, precision, file in runs if backend in backend_names]
     checks = []
     for backend, precision, file in runs:
         network = backends.load(backends.choose(backend, "cpu", precision), folder, available_cpus())
-        vectors = [network.embedding(_pixels(folder, image))[0] for image in files]
+        vectors = [network.embedding(image[None])[0] for image in pixels]
         cosines = row_cosines(np.stack(vectors), expected)
         worst = int(np.argmin(cosines))  # A NaN comes first.
         figures = (float(cosines.mean()), float(cosines[worst]), files[worst])
@@ -142,15 +142,23 @@ def replay_pixels(folder: ModelFolder) -> PixelCheck:
     return PixelCheck(PREPROCESS_FILE, PreprocessGraph(folder, available_cpus()).levels_off()[0], MAX_LEVELS)
 
 
-def _pixels(folder: ModelFolder, image: str) -> NDArray[np.float32]:
-    """Returns the network's input, (1, 3, S, S), of one of the known images."""
-    name = f"{ANSWERS}/{image}"
-    loaded = load_image(folder.read(name), name=str(folder.path / name))
-    return preprocess(loaded, folder.config.preprocessing)[None]
+def read_answers(folder: ModelFolder) -> tuple[list[str], NDArray[np.float32], NDArray[np.float64]]:
+    """Reads the known answers.
+
+    Returns:
+        The names of the images, n, the network's input for each, (n, 3, S, S), and their vectors, (n, D).
+
+    Raises:
+        ModelError: They cannot be read.
+        ImageError: An image cannot.
+    """
+    files, expected = _read_vectors(folder)
+    pre = folder.config.preprocessing
+    images = [(folder.read(f"{ANSWERS}/{file}"), str(folder.path / ANSWERS / file)) for file in files]
+    return files, np.stack([preprocess(load_image(data, name=name), pre) for data, name in images]), expected
 
 
-def _read_answers(folder: ModelFolder) -> tuple[list[str], NDArray[np.float64]]:
-    """Returns the file names and their vectors, (n, D)."""
+def _read_vectors(folder: ModelFolder) -> tuple[list[str], NDArray[np.float64]]:
     source = str(folder.path / ANSWERS_FILE)
     raw = folder.read_json(ANSWERS_FILE)
     one_of(field(raw, "format_version", int, source), (1,), "format_version", source)

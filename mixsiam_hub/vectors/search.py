@@ -145,9 +145,11 @@ def check_encoder(encoder: ImageEncoder, vectors: VectorFile) -> None:
             f"the encoder of {encoder.fingerprint[:12]}; {advice}, {again}"
         )
     if vectors.variant != encoder.variant:
-        precision, _, rest = vectors.variant.partition("-")
+        precision, decode, dim = [*vectors.variant.split("-", 2), "", ""][:3]
         options = f"--precision {_argument(precision)}"
-        if dim := rest.partition("-")[2]:
+        if decode == "fast" or encoder.variant.split("-")[1] == "fast":
+            options += f" --decode {_argument(decode)}"
+        if dim:
             options += f" --dim {_argument(dim)}"
         elif encoder.variant.count("-") > 1:
             options += " and no --dim"

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from manifests import edit_manifest
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.backends import choose as backends
+from mixsiam_hub.backends import openvino
 from mixsiam_hub.backends.choose import Choice, choose
 from mixsiam_hub.errors import BackendError, MissingExtraError, ModelError
 from mixsiam_hub.images.samples import draw_samples
@@ -25,13 +27,14 @@ PICTURES = list(draw_samples(16).values())
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tensorrt", "auto", "fp32"), "allowed are auto, onnx, torch"),
-        (("openvino", "auto", "fp32"), "allowed are auto, onnx, torch"),
+        (("tensorrt", "auto", "fp32"), "allowed are auto, onnx, openvino, torch"),
         (("auto", "auto", "auto"), "allowed are fp32, bf16, fp16, int8"),
         (("auto", "cuda:x", "fp32"), "allowed are auto, cpu, cuda, cuda:N, mps"),
         (("onnx", "gpu", "fp32"), "cuda:N"),
         (("onnx", "cpu", "bf16"), "onnx backend allows fp32, fp16, int8"),
         (("torch", "cpu", "int8"), "torch backend allows fp32, bf16, fp16"),
+        (("openvino", "cpu", "fp16"), "openvino backend allows fp32, bf16, int8"),
+        (("openvino", "cuda", "fp32"), "device 'cuda' is not for openvino here"),
         (("onnx", "mps", "fp32"), "torch"),
         (("auto", "mps", "int8"), "onnx: .*torch: "),
     ],
@@ -52,14 +55,16 @@ def test_what_runs_is_said(model_folder: Path, caplog: pytest.LogCaptureFixture)
     assert "onnx on cpu, fp32" in caplog.text
 
 
-def test_auto_takes_torch_where_only_torch_can() -> None:
+def test_auto_takes_torch_where_only_torch_can(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", None)
+    openvino._devices.cache_clear()
     assert choose("auto", "cpu", "bf16") == Choice("torch", "cpu", "bf16")
+    with pytest.raises(MissingExtraError, match=r"mixsiam-hub\[openvino\]"):
+        choose("openvino", "cpu", "bf16")
 
 
 def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     import mixsiam_hub.backends
 
     monkeypatch.setitem(sys.modules, "mixsiam_hub.backends.torch", None)
@@ -76,7 +81,7 @@ def test_half_precision_needs_a_gpu() -> None:
 
 def test_present_backends_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else object())
-    assert backends.present_backends() == ("onnx",)
+    assert backends.present_backends() == ("onnx", "openvino")
 
 
 def _half(folder: Path, *, keep_io_types: bool = True) -> bytes:

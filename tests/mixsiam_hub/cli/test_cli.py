@@ -29,8 +29,9 @@ def test_info_prints_a_figure_a_line() -> None:
 def test_verify_prints_a_line_for_every_graph(model_folder: Path) -> None:
     result = run("verify", model_folder)
     assert result.exit_code == 0, result.output
-    by_torch = ["model.safetensors"] if "torch" in present_backends() else []
-    files = ["onnx/model.onnx", "onnx/model_fp16.onnx", *by_torch, "onnx/preprocess.onnx"]
+    by_others = {"openvino": "onnx/model.onnx", "torch": "model.safetensors"}
+    others = [file for backend, file in by_others.items() if backend in present_backends()]
+    files = ["onnx/model.onnx", "onnx/model_fp16.onnx", *others, "onnx/preprocess.onnx"]
     assert [line.partition(" by ")[0] for line in result.stdout.splitlines()[1:]] == files
     assert "cosine 1.000000 on average" in result.stdout
     assert "0 grey levels from Pillow" in result.stdout

@@ -19,7 +19,7 @@ from commands import assert_one_error_line, run, start
 from PIL import Image
 from tqdm import tqdm
 
-from mixsiam_hub.backends.choose import BACKENDS, DEVICES, PRECISIONS
+from mixsiam_hub.backends.choose import AUTO, BACKENDS, DEVICES, PRECISIONS
 from mixsiam_hub.cli.embedding import _Count, _show_tally
 from mixsiam_hub.cli.group import EXIT_SKIPPED, main
 from mixsiam_hub.images.samples import draw_samples
@@ -316,7 +316,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(images: Path, t
 
 def test_the_options_of_the_encoder_are_those_of_the_library(images: Path, stored: Path, tmp_path: Path) -> None:
     commands = {"embed": (images, "--out", tmp_path / "v.npz"), "search": (stored, images), "demo": (images,)}
-    words = {"backend": BACKENDS, "device": DEVICES, "precision": PRECISIONS}
+    words = {"backend": BACKENDS, "device": DEVICES, "precision": (*PRECISIONS, AUTO)}
     for name, arguments in commands.items():
         options = {option.name: option for option in main.commands[name].params}
         for option, allowed in words.items():
@@ -350,6 +350,10 @@ def test_search_refuses_other_vectors_with_advice_that_works(images: Path, store
     assert run("search", stored, query, *shlex.split(f"--model '{copy}'")).exit_code == 0
     write_vectors(other, replace(vectors, variant="fp16-exact"))
     assert_one_error_line(run("search", other, query), "of variant fp16-exact", "give --precision fp16, or embed")
+    write_vectors(other, replace(vectors, variant="fp32-fast-64"))
+    assert_one_error_line(run("search", other, query), "give --precision fp32 --decode fast --dim 64, or embed")
+    assert_one_error_line(run("search", stored, query, "--decode", "fast"), "give --precision fp32 --decode exact, or")
+    assert_one_error_line(run("search", stored, query, "--decode", "slow"), "decode is 'slow'; allowed are exact, fast")
     write_vectors(other, replace(vectors, fingerprint="\x1b[31m\n", model="m\x1b\n; rm"))
     assert_one_error_line(run("search", other, query), r"fingerprint \x1b[31m", r"give --model 'm\x1b ; rm'")
 

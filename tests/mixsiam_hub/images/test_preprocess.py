@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from PIL import Image
 
 from mixsiam_hub.errors import ImageError
+from mixsiam_hub.images import preprocess as preprocess_module
 from mixsiam_hub.images.preprocess import (
     MAX_RESIZED_PIXELS,
     _resize,
     load_pixels,
+    load_pixels_and_facts,
     normalise,
     preprocess,
     resize_and_crop,
@@ -136,3 +139,58 @@ def test_load_pixels_is_load_then_resize(tmp_path: Path) -> None:
     noise(40, 30).convert("L").save(path)
     expected = resize_and_crop(noise(40, 30).convert("L").convert("RGB"), Preprocessing(24))
     np.testing.assert_array_equal(load_pixels(path, Preprocessing(24)), expected)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A smooth picture with some detail, as a camera gives it."""
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    planes = [np.sin(9 * x + 4 * y), np.cos(7 * y - 3 * x), np.sin(40 * x * y)]
+    return Image.fromarray(np.uint8(127.5 + 120 * np.stack(planes, axis=-1)))
+
+
+def encoded(image: Image.Image, form: str = "JPEG", turn: int | None = None) -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    if turn:
+        exif[0x0112] = turn
+    image.save(file, form, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("turn", [None, 3, 6])
+@pytest.mark.parametrize(("width", "height"), [(1000, 700), (640, 2000)])
+def test_fast_decoding_is_off_by_a_few_levels(width: int, height: int, turn: int | None) -> None:
+    data, pre = encoded(photo(width, height), turn=turn), Preprocessing(64)
+    exact, facts = load_pixels_and_facts(data, pre)
+    fast, fast_facts = load_pixels_and_facts(data, pre, decode="fast")
+    assert fast_facts == facts
+    assert (facts.width, facts.height) == ((height, width) if turn == 6 else (width, height))
+    difference = np.abs(exact.astype(int) - fast)
+    assert 0 < difference.mean() < 0.6
+    assert difference.max() <= 6
+
+
+def test_fast_decoding_never_goes_below_twice_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    resize = preprocess_module.resize_and_crop
+    monkeypatch.setattr(
+        preprocess_module, "resize_and_crop", lambda image, pre: sizes.append(image.size) or resize(image, pre)
+    )
+    for edge in (127, 128, 255, 256, 400, 512, 600, 1023, 1024, 4000):
+        load_pixels_and_facts(encoded(photo(edge + 40, edge)), Preprocessing(64), decode="fast")
+    assert [min(size) for size in sizes] == [127, 128, 255, 128, 200, 128, 150, 256, 128, 500]
+
+
+def test_fast_decoding_changes_no_other_image() -> None:
+    pre = Preprocessing(64)
+    for source in (encoded(photo(500, 400), "PNG"), encoded(photo(200, 250)), photo(500, 400), b"\xff\xd8\xff no JPEG"):
+        results = []
+        for decode in ("exact", "fast"):
+            try:
+                results.append(load_pixels_and_facts(source, pre, decode=decode))
+            except ImageError as error:
+                results.append(str(error))
+        if isinstance(results[0], str):
+            assert results[0] == results[1]
+        else:
+            np.testing.assert_array_equal(results[0][0], results[1][0])
+            assert results[0][1] == results[1][1]

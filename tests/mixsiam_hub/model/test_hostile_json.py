@@ -51,7 +51,7 @@ def _read_all(folder: Path) -> ModelFolder:
     """Everything that reads one of the JSON files."""
     opened = ModelFolder.open(folder)
     checks.check_preprocessing(opened)
-    known_answers._read_answers(opened)
+    known_answers._read_vectors(opened)
     return opened
 
 
@@ -212,7 +212,7 @@ def test_stride_that_is_no_integer_is_refused(folder: Path) -> None:
 def test_known_answers_that_are_not_sane_are_refused(folder: Path, change: Any) -> None:
     _edit(folder, ANSWERS_FILE, change)
     with pytest.raises(ModelError, match=r"vectors\.json") as caught:
-        known_answers._read_answers(ModelFolder.open(folder))
+        known_answers._read_vectors(ModelFolder.open(folder))
     assert str(caught.value).isprintable()
 
 
