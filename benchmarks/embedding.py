@@ -36,6 +36,8 @@ BATCH_SIZE = 32
 LARGE_PX = (4000, 3000)
 """12 megapixels, as phones take them."""
 FASTEMBED = """
+import sys
+
 import fastembed
 from fastembed.common.model_description import DenseModelDescription, ModelSource
 from fastembed.image.onnx_embedding import supported_onnx_models

@@ -99,7 +99,7 @@ class ImageEncoder:
             min_cosine: With `auto`, the least cosine to fp32 of any of the folder's known answers. The default admits
                 what may stand in one store with fp32; 0.999 admits most bf16, 0.99 most int8.
             decode: `exact`, or `fast`: JPEGs of more than four times the network's input are decoded at a reduced
-                scale. Pixels are off by a few levels at most, and the variant says so.
+                scale. Pixels are a few levels off, and the variant says so.
             dim: Numbers of a vector that are kept, from the first, for a store that is smaller by as much; None is all.
                 The head orders them by how much they vary over images, so this needs an encoder with a head.
             token: For private and gated repositories.

@@ -69,10 +69,13 @@ class Draft:
     Attributes:
         short_px: Least length of the short edge, in pixels.
         size: (width, height) in pixels of the upright image in full, once it was loaded.
+        box: (left, top, right, bottom) of the image in the reduced one, whose last row and column it may fill only in
+            part; None where it was not reduced.
     """
 
     short_px: int
     size: tuple[int, int] = (0, 0)
+    box: tuple[float, float, float, float] | None = None
 
 
 def load_image(
@@ -217,18 +220,37 @@ def _decode(image: Image.Image, draft: Draft | None = None) -> Image.Image:
     if image.format == "EPS":
         raise ImageError("EPS is a program, which Ghostscript would run, and not pixels; convert it to PNG first")
     check_tiff(image)
+    reduced = None
     if draft and isinstance(image, JpegImageFile):
-        image.draft(None, (draft.short_px, draft.short_px))
+        reduced = image.draft(None, (draft.short_px, draft.short_px))
     _load_pixels(image)
     turn = _TURNS.get(_orientation(image))
     if draft:
         draft.size = (height, width) if turn in _TRANSPOSING else (width, height)
+        draft.box = _turned_box(reduced[1], image.size, turn) if reduced else None
     rgb = _to_rgb(image)
     if turn is None:
         return rgb
     turned = rgb.transpose(turn)
     turned.info.clear()  # Else its EXIF would say that it is still to be turned.
     return turned
+
+
+def _turned_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], turn: Image.Transpose | None
+) -> tuple[float, float, float, float]:
+    """Returns where a box from the corner of an image of `size` lies once it is turned."""
+    (width, height), (right, bottom) = size, box[2:]
+    return {
+        None: (0, 0, right, bottom),
+        Image.Transpose.FLIP_LEFT_RIGHT: (width - right, 0, width, bottom),
+        Image.Transpose.ROTATE_180: (width - right, height - bottom, width, height),
+        Image.Transpose.FLIP_TOP_BOTTOM: (0, height - bottom, right, height),
+        Image.Transpose.TRANSPOSE: (0, 0, bottom, right),
+        Image.Transpose.ROTATE_270: (height - bottom, 0, height, right),
+        Image.Transpose.TRANSVERSE: (height - bottom, width - right, height, width),
+        Image.Transpose.ROTATE_90: (0, width - right, bottom, width),
+    }[turn]
 
 
 def _load_pixels(image: Image.Image) -> None:

@@ -22,7 +22,7 @@ MAX_RESIZED_PIXELS = 16_000_000
 """Largest image between resize and crop: 64 MB in Pillow. At 224 px that is a strip 318 times as long as wide."""
 
 
-def resize_and_crop(image: Image.Image, pre: Preprocessing) -> NDArray[np.uint8]:
+def resize_and_crop(image: Image.Image, pre: Preprocessing, draft: Draft | None = None) -> NDArray[np.uint8]:
     """Brings the short edge to `resize_px` and keeps the centre.
 
     Equal, bit for bit, to torchvision's Resize(resize_px, interpolation, antialias=True) and CenterCrop(input_px) on
@@ -31,6 +31,7 @@ def resize_and_crop(image: Image.Image, pre: Preprocessing) -> NDArray[np.uint8]
     Args:
         image: Upright RGB of any size, as `load_image` gives it.
         pre: The encoder's preprocessing.
+        draft: With which it was loaded: then it lies where the image in full would.
 
     Returns:
         (S, S, 3) uint8, S = input_px; read-only.
@@ -38,13 +39,15 @@ def resize_and_crop(image: Image.Image, pre: Preprocessing) -> NDArray[np.uint8]
     Raises:
         ImageError: A strip so long that its resized image would exceed MAX_RESIZED_PIXELS.
     """
-    size = _resized(image.size, pre.resize_px)
+    size = _resized(draft.size if draft else image.size, pre.resize_px)
     if size[0] * size[1] > MAX_RESIZED_PIXELS:
         raise ImageError(
             f"{image.width}x{image.height} would be resized to {size[0]}x{size[1]}, more than {MAX_RESIZED_PIXELS} "
             "pixels; crop the strip first"
         )
-    image = _resize(image, size, Image.Resampling[pre.interpolation.upper()])
+    resampling = Image.Resampling[pre.interpolation.upper()]
+    box = draft.box if draft else None
+    image = image.resize(size, resampling, box) if box else _resize(image, size, resampling)
     left, top = (round((edge - pre.input_px) / 2) for edge in size)
     if size != (pre.input_px, pre.input_px):
         image = image.crop((left, top, left + pre.input_px, top + pre.input_px))
@@ -151,7 +154,7 @@ def load_pixels_and_facts(
     width, height = draft.size if draft else image.size
     facts = ImageFacts(height, width, digest.hexdigest() if digest and is_encoded else None)
     try:
-        return resize_and_crop(image, pre), facts
+        return resize_and_crop(image, pre, draft), facts
     except ImageError as error:
         raise ImageError(f"{name or describe(source)}: {error}") from None
 
