@@ -89,7 +89,7 @@ def tasks_of(model: str | None, files: list[str], threads: int) -> Iterator[Task
     for backend, precision in (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16")):
         with suppress(MixsiamError):  # It cannot be had here, or of this model.
             options = {"backend": backend, "precision": precision, "threads": threads}
-            exact, fast = (ImageEncoder.from_pretrained(model, decode=decode, **options) for decode in DECODES)  # type: ignore[arg-type]
+            exact, fast = (ImageEncoder.from_pretrained(model, decode=decode, **options) for decode in DECODES)
             name = f"{precision} by {backend}"
             network = exact._backend
             yield Task(f"network alone, {name}", lambda network=network: [network.embedding(a) for a in arrays])
