@@ -30,8 +30,8 @@ from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images, sample
-from mixsiam_hub.training.features import clean_statistics, extract, read_batches, use_statistics
-from mixsiam_hub.training.head import MAX_DIM, moments_of, whitening
+from mixsiam_hub.training.features import clean_statistics, extract, in_batches, read_batches, use_statistics
+from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
 from mixsiam_hub.training.init import load_init
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.machine import pick_precision
@@ -65,16 +65,12 @@ class Judge:
 
     def judge(self, backbone: Backbone, precision: str) -> Row:
         """Returns the accuracies of an encoder, and the effective rank of its features."""
-        features = [
-            extract(backbone, np.array_split(part, len(part) // 250), self._pre, precision) for part in self._pixels
-        ]
+        features = [extract(backbone, in_batches(part), self._pre, precision) for part in self._pixels]
         return self._accuracies(features) | {"rank": effective_rank(features[1][:1024])}
 
     def _accuracies(self, features: Sequence[NDArray[np.float32]]) -> Row:
         head = whitening(moments_of(features[0]), min(MAX_DIM, features[0].shape[1]))
-        with torch.inference_mode():
-            whitened = [head(torch.from_numpy(part)).numpy() for part in features]
-        return {"plain": self._knn(features), "whitened": self._knn(whitened)}
+        return {"plain": self._knn(features), "whitened": self._knn([behind(head, part) for part in features])}
 
     def _knn(self, features: Sequence[NDArray[np.float32]]) -> float:
         bank, queries = features
