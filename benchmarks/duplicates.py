@@ -32,7 +32,7 @@ from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.training.data import open_images, sample
 from mixsiam_hub.training.recipe import data_name
 from mixsiam_hub.vectors.cosine import row_cosines
-from mixsiam_hub.vectors.search import nearest, nearest_others
+from mixsiam_hub.vectors.nearest import nearest, nearest_others
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
 MILLION = 1_000_000

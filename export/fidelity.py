@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mixsiam_hub.model.figures import Fidelity
 from mixsiam_hub.training.knn import knn_accuracy
-from mixsiam_hub.vectors.search import nearest_others
+from mixsiam_hub.vectors.nearest import nearest_others
 
 _K = 20
 

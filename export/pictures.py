@@ -13,7 +13,7 @@ from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
 from mixsiam_hub.model.config import Preprocessing
-from mixsiam_hub.vectors.search import nearest_others
+from mixsiam_hub.vectors.nearest import nearest_others
 
 _QUERIES = range(3, SHEET_COUNT, 13)  # Five, of five families.
 _NEIGHBOURS = 5

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.vectors.search import nearest
+from mixsiam_hub.vectors.nearest import nearest
 
 TEMPERATURE = 0.1
 

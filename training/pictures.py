@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mixsiam_hub.atomic import replacing
 from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
 from mixsiam_hub.training.streams import Purpose, permutation
-from mixsiam_hub.vectors.search import nearest_others
+from mixsiam_hub.vectors.nearest import nearest_others
 
 CURVES_PICTURE = "training.png"
 QUERIES = 8

@@ -1,4 +1,4 @@
-"""Commands that embed images and look at what came out: embed, search, demo."""
+"""Commands that embed images: embed, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixsiam_hub.cli.group import EXIT_SKIPPED, PATH, EncoderOptions, encoder_options, main, printable
+from mixsiam_hub.cli.vectors import show
 from mixsiam_hub.errors import DataError, MixsiamError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from mixsiam_hub import ImageEncoder
     from mixsiam_hub.images.sources import ImageSet, Item
     from mixsiam_hub.vectors.bulk import Tally
-    from mixsiam_hub.vectors.search import Neighbours
     from mixsiam_hub.vectors.table import VectorFile
 
 _FILES = (".npz", ".parquet", ".npy")
@@ -69,7 +69,7 @@ def embed(
         _check_file(out, dtype, by_content)
         found = open_source(inputs, column)
         if strict:
-            _check_searched(found)
+            found.check_searched()
         unread = _embed_to_file(out, encoder, found, batch_size, strict)
     if unread:
         click.echo(f"{printable(str(unread))} says what could not be read, and why", err=True)
@@ -153,24 +153,6 @@ def _embed_into(
 
 
 @main.command()
-@click.argument("vectors", type=PATH)
-@click.argument("queries", nargs=-1, required=True)
-@encoder_options
-@click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="Neighbours of each query.")
-@click.option("--sheet", type=PATH, help="Also draw them: a PNG.")
-def search(vectors: Path, queries: Sequence[str], encoder: EncoderOptions, k: int, sheet: Path | None) -> None:
-    """Find the images nearest to QUERIES in VECTORS, a file or folder of `mixsiam embed`, by exact cosine."""
-    from mixsiam_hub.images.sources import open_source
-    from mixsiam_hub.vectors.search import search as find
-    from mixsiam_hub.vectors.table import read_vectors
-
-    stored = read_vectors(vectors)
-    images = open_source(queries)
-    _check_searched(images)
-    _show(find(encoder.open(), stored, images, k), sheet)
-
-
-@main.command()
 @click.argument("folder", type=PATH, required=False)
 @encoder_options
 @click.option("--out", type=PATH, default=Path("mixsiam-demo"), show_default=True, help="Folder for what it writes.")
@@ -194,7 +176,7 @@ def demo(folder: Path | None, encoder: EncoderOptions, out: Path, sheet: Path | 
         click.echo(printable(f"{key}: {reason}"), err=True)
     click.echo(_summary(file, vectors, images, bad))
     if vectors.ids:
-        _show([neighbours_within(vectors, 0, 5)], sheet or out / "neighbours.png")
+        show([neighbours_within(vectors, 0, 5)], sheet or out / "neighbours.png")
 
 
 @contextmanager
@@ -228,12 +210,6 @@ def _show_tally(bar: tqdm[None], count: _Count, tally: Tally) -> None:
     bar.update(tally.embedded + tally.errors - bar.n)
 
 
-def _check_searched(images: ImageSet) -> None:
-    """Raises DataError if some folders could not be searched."""
-    for folder, reason in images.unreadable.items():
-        raise DataError(f"{folder} cannot be searched: {reason}")
-
-
 def _summary(out: Path, vectors: VectorFile, images: ImageSet, bad: Mapping[str, str]) -> str:
     """Says how many images became vectors, and how many did not."""
     counts = {
@@ -247,15 +223,3 @@ def _summary(out: Path, vectors: VectorFile, images: ImageSet, bad: Mapping[str,
 
 def _by(encoder: ImageEncoder) -> str:
     return f"by {encoder.backend} on {encoder.device}, {encoder.variant}"
-
-
-def _show(rows: Sequence[Neighbours], sheet: Path | None) -> None:
-    from mixsiam_hub.vectors.search import write_sheet
-
-    for row in rows:
-        click.echo(printable(row.query))
-        for key, cosine in row.found:
-            click.echo(f"  {cosine:>6.3f}  {printable(key)}")
-    if sheet:
-        write_sheet(sheet, rows)
-        click.echo(f"{printable(str(sheet))}: contact sheet")

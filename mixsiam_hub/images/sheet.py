@@ -102,7 +102,7 @@ def _tile(source: ImageSource, tile_px: int, is_marked: bool) -> Image.Image:
     tile = Image.new("RGB", (tile_px, tile_px), _CELL)
     draw = ImageDraw.Draw(tile)
     try:
-        picture = _fit(load_image(source), tile_px - 4 * _FRAME_PX)
+        picture = fit(load_image(source), tile_px - 4 * _FRAME_PX)
         tile.paste(picture, ((tile_px - picture.width) // 2, (tile_px - picture.height) // 2))
     except ImageError:
         draw.text((tile_px / 2, tile_px / 2), "unreadable", _FAINT, _font(), anchor="mm")
@@ -111,7 +111,8 @@ def _tile(source: ImageSource, tile_px: int, is_marked: bool) -> Image.Image:
     return tile
 
 
-def _fit(image: Image.Image, edge_px: int) -> Image.Image:
+def fit(image: Image.Image, edge_px: int) -> Image.Image:
+    """Returns an image at the largest size that fits into a square of this edge, in pixels, at least 1 on each side."""
     scale = edge_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Few pixels are shown as they are: smoothing would suggest detail that the encoder never saw.

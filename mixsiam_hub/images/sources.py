@@ -98,6 +98,11 @@ class ImageSet(Sequence[Item]):
             return None
         return [str(self.store.label(index)) for index in self.indices.tolist()]
 
+    def check_searched(self) -> None:
+        """Raises DataError if some folders could not be searched."""
+        for folder, reason in self.unreadable.items():
+            raise DataError(f"{folder} cannot be searched: {reason}")
+
     @property
     def identity(self) -> str:
         """A sha256 in hex of which images these are, by names and sizes, wherever they lie on this machine."""

@@ -61,17 +61,16 @@ def read(file: BinaryIO, size: int) -> tuple[NDArray[np.float32], list[str], dic
         DataError: It holds something else, or the digest differs.
         Exception: It is damaged: whatever pyarrow raises.
     """
-    vectors, ids, found = read_columns(file, size, (*_LABELS, _DIGEST))
+    parquet, found = open_columns(file, size, (*_LABELS, _DIGEST))
+    vectors, ids = read_vectors(parquet), read_names(parquet)
     labels = {name: found[name] for name in _LABELS}
     if found[_DIGEST] != _digest(vectors, ids, labels):
         raise DataError("its content does not fit its sha256: it was damaged or changed; embed the images again")
     return vectors, ids, labels
 
 
-def read_columns(
-    file: BinaryIO, size: int, metadata: Sequence[str]
-) -> tuple[NDArray[np.float32], list[str], dict[str, str]]:
-    """Reads the columns `path` and `vector` of a file or a shard.
+def open_columns(file: BinaryIO, size: int, metadata: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Opens a file or a shard, once its columns `path` and `vector` are known to be what they must be.
 
     Args:
         file: The file.
@@ -79,7 +78,7 @@ def read_columns(
         metadata: What its schema's metadata must hold.
 
     Returns:
-        Vectors, (N, D) float32; paths, N; and the schema's metadata.
+        A pyarrow.parquet.ParquetFile, and that metadata.
 
     Raises:
         DataError: It holds something else.
@@ -88,15 +87,23 @@ def read_columns(
     _, pq = pyarrow()
     # Names by dictionary: a hostile file may hold one long name once and name it a million times.
     parquet = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=["path"])
-    schema = parquet.schema_arrow
-    _check_schema(schema, metadata)
+    _check_schema(parquet.schema_arrow, metadata)
     check_rows(parquet, size)
-    table = parquet.read(["path", "vector"])
-    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors = vectors.reshape(-1, schema.field("vector").type.list_size).astype(np.float32, copy=False)
-    ids = [name for chunk in table["path"].chunks for name in _decoded(chunk)]
-    found = {key.decode(): value.decode() for key, value in schema.metadata.items()}
-    return vectors, ids, found
+    found = {name: parquet.schema_arrow.metadata[name.encode()].decode() for name in metadata}
+    return parquet, found
+
+
+def read_vectors(parquet: Any) -> NDArray[np.float32]:
+    """Returns the vectors of an opened file, (N, D) float32."""
+    column = parquet.read(["vector"])["vector"]
+    vectors = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    matrix: NDArray[np.float32] = vectors.reshape(-1, column.type.list_size).astype(np.float32, copy=False)
+    return matrix
+
+
+def read_names(parquet: Any) -> list[str]:
+    """Returns the paths of an opened file, N."""
+    return [name for chunk in parquet.read(["path"])["path"].chunks for name in _decoded(chunk)]
 
 
 def check_rows(parquet: Any, size: int) -> None:

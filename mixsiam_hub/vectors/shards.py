@@ -12,11 +12,14 @@ over names that begin with `_` or `.`: `pandas.read_parquet(DIR)` gives the tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,8 @@ ERRORS = "_errors.jsonl"
 DTYPES = ("float32", "float16")
 FORMAT_VERSION = 1
 LABELS = ("fingerprint", "variant", "model")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -76,28 +81,125 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{'[0-9]' * 6}.parquet"))
 
 
-def read_shards(folder: Path) -> tuple[NDArray[np.float32], list[str], dict[str, str]]:
-    """Reads all vectors of a folder.
+@dataclass(frozen=True, eq=False)
+class ShardFolder:
+    """The vectors of a folder, of which no more than one shard is in memory.
 
-    Returns:
-        Vectors, (N, D) float32; paths, N; and the labels by name.
+    Rows go by their place in all shards. A folder that another run puts vectors into meanwhile is refused, since its
+    rows may move.
 
-    Raises:
-        DataError: It is no such folder, or a shard is damaged or of another encoder.
-        MissingExtraError: pyarrow is not installed.
+    Attributes:
+        folder: The folder.
+        manifest: What all its vectors have in common.
+        shards: The shards in order.
+        stamps: Size in bytes and time of the last write, in nanoseconds, of each shard.
     """
-    parquet_file.pyarrow()
-    manifest = read_manifest(folder)
-    labels = {name: getattr(manifest, name) for name in LABELS}
-    vectors, ids = [np.empty((0, manifest.dim), np.float32)], []
-    for path in shard_paths(folder):
+
+    folder: Path
+    manifest: ShardManifest
+    shards: Sequence[Path]
+    stamps: Sequence[tuple[int, int]]
+
+    @classmethod
+    def open(cls, folder: Path) -> ShardFolder:
+        """Looks at which shards there are.
+
+        Raises:
+            DataError: It is no folder of vectors.
+            MissingExtraError: pyarrow is not installed.
+        """
+        parquet_file.pyarrow()
+        shards = shard_paths(folder)
+        return cls(folder, read_manifest(folder), shards, [file_stamp(path) for path in shards])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder."""
+        return self.manifest.fingerprint
+
+    @property
+    def variant(self) -> str:
+        """Of the encoder."""
+        return self.manifest.variant
+
+    @property
+    def model(self) -> str:
+        """What the encoder was opened by, for people."""
+        return self.manifest.model
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Of each shard the first row behind it.
+
+        Raises:
+            DataError: A shard is damaged.
+        """
+        counts = [self._read(place, lambda parquet: parquet.metadata.num_rows) for place in range(len(self.shards))]
+        return list(accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yields the vectors of one shard after another, (N_i, D) float32 each, finite.
+
+        Raises:
+            DataError: A shard is damaged, of another encoder, or was changed since the folder was opened.
+        """
+        for place in range(len(self.shards)):
+            yield self._read(place, self._vectors)
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Returns the paths of these rows; each of their shards is read once.
+
+        Raises:
+            DataError: As `blocks`.
+        """
+        found: dict[int, str] = {}
+        for place, group in groupby(sorted(set(rows)), lambda row: bisect_right(self._ends, row)):
+            names = self._read(place, parquet_file.read_names)
+            start = self._ends[place - 1] if place else 0
+            found |= {row: names[row - start] for row in group}
+        return [found[row] for row in rows]
+
+    def sha256s(self) -> NDArray[np.bytes_]:
+        """Returns the sha256 of each image's file, (N,) of 64 hex digits; empty where it is not known.
+
+        Raises:
+            DataError: As `blocks`.
+        """
+        columns = [self._read(place, _sha256s) for place in range(len(self.shards))]
+        return np.concatenate([np.empty(0, "S64"), *columns])
+
+    def _vectors(self, parquet: Any) -> NDArray[np.float32]:
+        vectors = parquet_file.read_vectors(parquet)
+        if vectors.shape[1] != self.manifest.dim:
+            raise DataError(f"its vectors have {vectors.shape[1]} numbers, not the {self.manifest.dim} of {MANIFEST}")
+        if not np.isfinite([vectors.min(initial=0), vectors.max(initial=0)]).all():
+            raise DataError("a vector holds NaN or infinity")
+        return vectors
+
+    def _read(self, place: int, read: Callable[[Any], _T]) -> _T:
+        """Reads something of a shard that is what it was when the folder was opened, and of the folder's encoder."""
+        path = self.shards[place]
         with opened_shard(path) as file:
-            rows, names, metadata = parquet_file.read_columns(file, path.stat().st_size, LABELS)
-            if rows.shape[1] != manifest.dim or labels != {name: metadata[name] for name in LABELS}:
+            parquet, labels = parquet_file.open_columns(file, path.stat().st_size, LABELS)
+            if labels != {name: getattr(self.manifest, name) for name in LABELS}:
                 raise DataError(f"its vectors are not of the encoder in {MANIFEST}")
-        vectors.append(rows)
-        ids += names
-    return np.concatenate(vectors), ids, labels
+            found = read(parquet)
+        if file_stamp(path) != self.stamps[place]:
+            raise DataError(f"{path} was written by another run meanwhile; try again when that has ended")
+        return found
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Returns what changes when a file is written: its size in bytes and the time, in nanoseconds."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _sha256s(parquet: Any) -> NDArray[np.bytes_]:
+    return np.array([digest or "" for digest in parquet.read(["sha256"])["sha256"].to_pylist()], "S64")
 
 
 @contextmanager

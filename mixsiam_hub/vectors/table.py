@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,37 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.untrusted import one_line, open_regular, quote
 from mixsiam_hub.vectors import npz_file, parquet_file
-from mixsiam_hub.vectors.shards import read_shards
+from mixsiam_hub.vectors.shards import ShardFolder
 
 BUILTIN_LABEL = "built-in"
 """What `VectorFile.model` holds for the encoder that comes with this package."""
+
+
+class Vectors(Protocol):
+    """Embeddings that are looked at a block at a time: a `VectorFile`, or a `ShardFolder` of any size."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder, a sha256 in hex."""
+
+    @property
+    def variant(self) -> str:
+        """Of the encoder: precision and decoding."""
+
+    @property
+    def model(self) -> str:
+        """What the encoder was opened by, for people."""
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yields the vectors in order, (N_i, D) float32 each, finite."""
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Returns the names of the images in these rows."""
+
+    def sha256s(self) -> NDArray[np.bytes_]:
+        """Returns the sha256 of each image's file, (N,) of 64 hex digits; empty where it is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +85,21 @@ class VectorFile:
         odd = next((name for name in self.ids if not isinstance(name, str) or "\0" in name), None)
         if odd is not None:
             raise DataError(f"id {quote(odd)} must be text without NUL characters")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yields all vectors, as one block."""
+        yield self.vectors
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Returns the ids of these rows."""
+        return [self.ids[row] for row in rows]
+
+    def sha256s(self) -> NDArray[np.bytes_]:
+        """Returns N empty texts: such a file does not hold the sha256 of its images."""
+        return np.zeros(len(self), "S64")
 
 
 def write_vectors(path: str | os.PathLike[str], data: VectorFile) -> None:
@@ -99,6 +142,16 @@ def vector_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[VectorFile
         yield partial(write, file)
 
 
+def open_vectors(path: str | os.PathLike[str]) -> Vectors:
+    """Opens a file that `write_vectors` wrote, which is read whole, or a folder of shards, which is not.
+
+    Raises:
+        DataError: As `read_vectors`; a folder's shards are checked as they are read.
+        MissingExtraError: .parquet or a folder without pyarrow.
+    """
+    return ShardFolder.open(Path(path)) if os.path.isdir(path) else read_vectors(path)
+
+
 def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
     """Reads a file that `write_vectors` wrote, or a folder of shards.
 
@@ -111,8 +164,9 @@ def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
     """
     path = Path(path)
     if path.is_dir():
-        vectors, ids, labels = read_shards(path)
-        return VectorFile(vectors, ids, **labels)
+        folder = ShardFolder.open(path)
+        vectors = np.concatenate([np.empty((0, folder.manifest.dim), np.float32), *folder.blocks()])
+        return VectorFile(vectors, folder.names(range(len(vectors))), folder.fingerprint, folder.variant, folder.model)
     suffix = _suffix(path)
     if suffix == ".parquet":
         parquet_file.pyarrow()

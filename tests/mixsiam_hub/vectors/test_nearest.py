@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.vectors import search as neighbours
-from mixsiam_hub.vectors.search import nearest
+from mixsiam_hub.vectors import nearest as neighbours
+from mixsiam_hub.vectors.nearest import nearest, nearest_in_blocks
 
 
 def random(n: int, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -73,3 +73,14 @@ def test_arguments_are_checked() -> None:
         nearest(random(2), random(4), 0)
     with pytest.raises(DataError, match="a query holds NaN"):
         nearest(np.full((1, 6), np.nan, np.float32), random(4), 1)
+
+
+@pytest.mark.parametrize("k", [1, 4, 100])
+def test_blocks_give_what_the_whole_gives(k: int) -> None:
+    queries, vectors = random(5, seed=1), random(40)
+    vectors[31], vectors[7] = vectors[3], np.nan  # Equal vectors in two blocks, and a skipped one.
+    blocks = iter([vectors[:10], vectors[10:10], vectors[10:38], vectors[38:]])
+    indices, cosines = nearest_in_blocks(queries, blocks, k)
+    expected, expected_cosines = nearest(queries, vectors, k)
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_allclose(cosines, expected_cosines, atol=1e-6)
