@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _FILES = (".npz", ".parquet", ".npy")
 _DTYPES = ("float32", "float16")
+_ENGINES = ("local", "ray")
 
 
 @main.command()
@@ -39,6 +40,7 @@ _DTYPES = ("float32", "float16")
 @click.option("--strict", is_flag=True, help="Stop at the first bad image or folder; no file is written then.")
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Of the vectors in a folder. Default: float32.")
 @click.option("--hash", "by_content", is_flag=True, help="Tell by its content whether an image in a folder changed.")
+@click.option("--engine", type=click.Choice(_ENGINES), default=_ENGINES[0], show_default=True, help="ray: a cluster.")
 def embed(
     inputs: Sequence[str],
     encoder: EncoderOptions,
@@ -48,6 +50,7 @@ def embed(
     strict: bool,
     dtype: str | None,
     by_content: bool,
+    engine: str,
 ) -> None:
     """Embed images: INPUTS are files, folders, globs, Parquet files, tars, and lists of paths (a .txt, or -).
 
@@ -64,7 +67,8 @@ def embed(
         raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
     if out.suffix not in _FILES and (out.is_dir() or not out.suffix):
         images, count = stream_source(inputs, column), partial(count_source, inputs, column)
-        unread = _embed_into(out, encoder, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)
+        with _opened(encoder, engine) as opened:
+            unread = _embed_into(out, opened, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)
     else:
         _check_file(out, dtype, by_content)
         found = open_source(inputs, column)

@@ -22,6 +22,7 @@ from mixsiam_hub.vectors.shards import DTYPES, ERRORS, ShardManifest
 if TYPE_CHECKING:
     from mixsiam_hub.encoder import Batch, ImageEncoder
     from mixsiam_hub.images.sources import Item
+    from mixsiam_hub.vectors.ray_engine import RayEncoder
 
 _MISNAMED = Unreadable("its name is no Unicode text, which shards hold names as; rename the file")
 
@@ -43,7 +44,7 @@ class Tally:
 
 def embed_into(
     folder: str | os.PathLike[str],
-    encoder: ImageEncoder,
+    encoder: ImageEncoder | RayEncoder,
     images: Iterable[Item],
     *,
     model: str | None = None,
@@ -61,7 +62,7 @@ def embed_into(
 
     Args:
         folder: Made where it does not exist.
-        encoder: The encoder.
+        encoder: The encoder, or one whose batches a cluster computes.
         images: Of any length, iterated once, in another thread. One whose key is no Unicode is a bad image.
         model: What the encoder was opened by; None for the built-in one.
         dtype: What vectors are stored as: `float32` or `float16`.
