@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mixsiam_hub import ImageEncoder
     from mixsiam_hub.images.sources import ImageSet, Item
     from mixsiam_hub.vectors.bulk import Tally
+    from mixsiam_hub.vectors.ray_engine import RayEncoder
     from mixsiam_hub.vectors.table import VectorFile
 
 _FILES = (".npz", ".parquet", ".npy")
@@ -67,10 +69,9 @@ def embed(
         raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
     if out.suffix not in _FILES and (out.is_dir() or not out.suffix):
         images, count = stream_source(inputs, column), partial(count_source, inputs, column)
-        with _opened(encoder, engine) as opened:
-            unread = _embed_into(out, opened, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)
+        unread = _embed_into(out, encoder, engine, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)
     else:
-        _check_file(out, dtype, by_content)
+        _check_file(out, dtype, by_content, engine)
         found = open_source(inputs, column)
         if strict:
             found.check_searched()
@@ -80,12 +81,12 @@ def embed(
         sys.exit(EXIT_SKIPPED)
 
 
-def _check_file(out: Path, dtype: str | None, by_content: bool) -> None:
+def _check_file(out: Path, dtype: str | None, by_content: bool, engine: str) -> None:
     """Raises DataError for a place that is neither a file of vectors nor a folder, and for a folder's options."""
     if out.suffix not in _FILES:
         raise DataError(f"{out} must end in {', '.join(_FILES)}, or be a folder: make it first if its name has a dot")
-    if dtype or by_content:
-        raise DataError(f"--dtype and --hash are for a folder of shards, and {out} is a file; leave them out")
+    if dtype or by_content or engine != _ENGINES[0]:
+        raise DataError(f"--dtype, --hash and --engine are for a folder of shards, and {out} is a file; leave them out")
 
 
 def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_size: int, strict: bool) -> Path | None:
@@ -115,6 +116,7 @@ def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_s
 def _embed_into(
     out: Path,
     encoder: EncoderOptions,
+    engine: str,
     images: Iterable[Item],
     count: Callable[[], int | None],
     batch_size: int,
@@ -131,13 +133,17 @@ def _embed_into(
     from mixsiam_hub.vectors.shards import ERRORS
 
     check_shard_folder(out)
+    if engine == "ray":
+        encoder = replace(
+            encoder, threads=encoder.threads or 1
+        )  # Of each task: so all CPUs are busy, each with its own.
     opened = encoder.open()
     began_s = time.perf_counter()
-    with _progress_bar(None) as bar:
+    with _computing(opened, engine, encoder.threads) as computing, _progress_bar(None) as bar:
         try:
             tally = embed_into(
                 out,
-                opened,
+                computing,
                 images,
                 model=encoder.model,
                 dtype=dtype,
@@ -154,6 +160,18 @@ def _embed_into(
     speed = f"{took_s:.1f} s, {tally.embedded / took_s:.1f} images/s"
     click.echo("; ".join([f"{printable(str(out))}: {counts}", speed, _by(opened)]))
     return out / ERRORS if tally.errors else None
+
+
+@contextmanager
+def _computing(encoder: ImageEncoder, engine: str, threads: int | None) -> Iterator[ImageEncoder | RayEncoder]:
+    """Gives what computes the batches: the encoder itself, or a cluster by it."""
+    if engine != "ray":
+        yield encoder
+        return
+    from mixsiam_hub.vectors.ray_engine import RayEncoder, connected
+
+    with connected():
+        yield RayEncoder(encoder, threads or 1)
 
 
 @main.command()
