@@ -190,7 +190,8 @@ class _Lowest:
         self._pairs: _Pairs = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
     def add(self, rows: NDArray[np.int64], others: NDArray[np.int64], cosines: NDArray[np.float32]) -> None:
-        a, b, c = (np.concatenate(both) for both in zip(self._pairs, (rows, others, cosines), strict=True))
+        a, b = np.append(self._pairs[0], rows), np.append(self._pairs[1], others)
+        c = np.append(self._pairs[2], cosines)
         kept = np.argsort(c, kind="stable")[: self._count]
         self._pairs = a[kept], b[kept], c[kept]
 

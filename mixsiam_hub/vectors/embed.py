@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mixsiam_hub.encoder import ImageEncoder
     from mixsiam_hub.images.kinds import ImageSource
     from mixsiam_hub.images.sources import Item
+    from mixsiam_hub.vectors.ray_engine import RayEncoder
 
 
 def embed_files(
@@ -78,7 +79,7 @@ def write_errors(out: Path, bad: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def model_label(encoder: ImageEncoder, model: str | None) -> str:
+def model_label(encoder: ImageEncoder | RayEncoder, model: str | None) -> str:
     """Returns what opens the same encoder again, a Hub id at its commit."""
     if model is None:
         return BUILTIN_LABEL

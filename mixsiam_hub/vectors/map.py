@@ -88,8 +88,8 @@ def write_map(path: Path, found: Map) -> None:
         MissingExtraError: pyarrow is not installed.
     """
     pa, pq = pyarrow()
-    lists = {"ids": found.neighbours, "distances": found.distances}
-    neighbours = pa.StructArray.from_arrays([pa.array(list(rows)) for rows in lists.values()], list(lists))
+    lists = [pa.array(list(found.neighbours)), pa.array(list(found.distances))]
+    neighbours = pa.StructArray.from_arrays(lists, ["ids", "distances"])
     names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in found.names]
     columns = {"path": names, "x": found.places[:, 0], "y": found.places[:, 1], "neighbors": neighbours}
     with replacing(path) as file:

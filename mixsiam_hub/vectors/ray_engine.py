@@ -40,7 +40,8 @@ class RayEncoder:
         """
         self._needs = {"num_gpus": 1} if encoder.device.startswith("cuda") else {"num_cpus": cpus}
         self._pickled = pickle.dumps(encoder)
-        self.fingerprint, self.variant, self.dim = encoder.fingerprint, encoder.variant, encoder.dim
+        self.fingerprint, self.variant, self.revision = encoder.fingerprint, encoder.variant, encoder.revision
+        self.dim = encoder.dim
 
     def embed_stream(
         self,
