@@ -180,7 +180,7 @@ def _computing(encoder: ImageEncoder, engine: str, threads: int | None) -> Itera
 @click.option("--out", type=PATH, default=Path("mixsiam-demo"), show_default=True, help="Folder for what it writes.")
 @click.option("--sheet", type=PATH, help="The contact sheet. Default: neighbours.png in that folder.")
 def demo(folder: Path | None, encoder: EncoderOptions, out: Path, sheet: Path | None) -> None:
-    """Embed the images of FOLDER, or samples drawn here, and show the nearest neighbours of one; works offline."""
+    """Embed the images of FOLDER, or samples, and show the nearest neighbours of one; works offline."""
     from mixsiam_hub.atomic import make_folder
     from mixsiam_hub.images.samples import write_samples
     from mixsiam_hub.images.sources import open_source

@@ -1,8 +1,9 @@
-"""Pictures for those who have none at hand: the demonstration's and the tests' images, drawn by rule."""
+"""Pictures for those who have none at hand: the demonstration's and the tests', drawn by rule or cut from photos."""
 
 from __future__ import annotations
 
 import colorsys
+import importlib.util
 import math
 import random
 from collections.abc import Callable
@@ -15,6 +16,21 @@ from mixsiam_hub.images.sheet import write_png
 
 Colour = tuple[int, int, int]
 
+_PHOTOS = (
+    "astronaut",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "moon",
+    "rocket",
+)
+"""Of scikit-image's, those that are in its wheel, in the public domain or given to it."""
+_CROPS = 6
+_CROP_PX = 128
 _OVERSAMPLING = 3  # ImageDraw does not smooth edges: draw larger, then shrink
 
 
@@ -36,17 +52,47 @@ def draw_samples(count: int = 64, seed: int = 0) -> dict[str, Image.Image]:
     return dict(sorted(samples.items()))
 
 
+def photo_crops(seed: int = 0) -> dict[str, Image.Image]:
+    """Cuts crops from photos that scikit-image brings: crops of one photo should be one another's neighbours.
+
+    Args:
+        seed: Same seed, same crops.
+
+    Returns:
+        File name (`coffee_3.png`) -> RGB image of 128 px, six of each photo, sorted by name; none without scikit-image.
+    """
+    found = importlib.util.find_spec("skimage")  # Not imported: its photos are files.
+    folders = [Path(place, "data") for place in (found.submodule_search_locations or ()) if found]
+    photos = [path for folder in folders for path in sorted(folder.glob("*")) if path.stem in _PHOTOS]
+    return {
+        f"{photo.stem}_{number}.png": _crop(photo, random.Random(f"{seed}/{photo.stem}/{number}"))
+        for photo in photos
+        for number in range(_CROPS)
+    }
+
+
 def write_samples(folder: Path) -> list[Path]:
-    """Draws the sample images into a folder, which is made if need be, and returns their paths.
+    """Writes images for a demonstration into a folder, which is made if need be, and returns their paths.
+
+    They are crops of photos where scikit-image is installed, else drawn.
 
     Raises:
         OutputError: The folder cannot be made.
     """
     make_folder(folder)
-    images = draw_samples()
+    images = photo_crops() or draw_samples()
     for name, image in images.items():
         write_png(folder / name, image)
     return [folder / name for name in images]
+
+
+def _crop(photo: Path, draws: random.Random) -> Image.Image:
+    """Returns a random square of a photo, of half to four fifths of its shorter side."""
+    with Image.open(photo) as opened:
+        image = opened.convert("RGB")
+    edge = round(draws.uniform(0.5, 0.8) * min(image.size))
+    left, top = draws.randint(0, image.width - edge), draws.randint(0, image.height - edge)
+    return image.crop((left, top, left + edge, top + edge)).resize((_CROP_PX, _CROP_PX), Image.Resampling.LANCZOS)
 
 
 def _sample(family: str, rng: random.Random) -> Image.Image:

@@ -321,7 +321,8 @@ def test_names_are_printed_without_control_characters(images: Path, stored: Path
     assert result.stdout.splitlines()[1] == "   1.000  \\x1b[31m\\n\\x9b\u3000日本  x"
 
 
-def test_demo_draws_embeds_and_shows_neighbours(tmp_path: Path) -> None:
+def test_demo_draws_embeds_and_shows_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixsiam_hub.images.samples.photo_crops", dict)  # As without scikit-image.
     result = run("demo", "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     vectors = read_vectors(tmp_path / "demo/vectors.npz")
@@ -331,6 +332,17 @@ def test_demo_draws_embeds_and_shows_neighbours(tmp_path: Path) -> None:
     assert vectors.ids[0] not in neighbours
     with Image.open(tmp_path / "demo/neighbours.png") as sheet:
         assert sheet.width > 5 * 128
+
+
+def test_demo_finds_crops_of_the_same_photo(tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="needs the extra test")
+    result = run("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    ids = [Path(name).name for name in read_vectors(tmp_path / "demo/vectors.npz").ids]
+    assert len(ids) == 60
+    assert {name.split("_")[0] for name in ids} >= {"astronaut", "coffee", "hubble"}
+    nearest = [Path(line.split()[1]).name for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert sum(name.startswith("astronaut") for name in nearest) >= 3
 
 
 def test_demo_takes_a_folder_of_images(images: Path, tmp_path: Path) -> None:
