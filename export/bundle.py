@@ -20,7 +20,7 @@ from mixsiam_hub.export.pictures import write_sheet
 from mixsiam_hub.export.preprocess_graph import preprocess_graph
 from mixsiam_hub.export.sentence_files import sentence_transformers_files
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
-from mixsiam_hub.export.variants import Calibration, write_variants
+from mixsiam_hub.export.variants import Calibration, measure_fast_decoding, write_variants
 from mixsiam_hub.export.weights import (
     backbone_fingerprint,
     round_convolutions,
@@ -30,7 +30,7 @@ from mixsiam_hub.export.weights import (
 )
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
-from mixsiam_hub.model.figures import Variant
+from mixsiam_hub.model.figures import FastDecoding, Variant
 from mixsiam_hub.model.files import (
     ANSWERS,
     CARD_FILE,
@@ -93,7 +93,8 @@ def export_folder(
         if compact:
             encoder = _rounded(encoder)
         variants = _write_files(encoder, built, license_id, compact, calibration, force)
-        manifest = _write_manifest(encoder, built, name, license_id, compact, variants, force)
+        fast = measure_fast_decoding(built, encoder.config.preprocessing, calibration)
+        manifest = _write_manifest(encoder, built, name, license_id, compact, variants, fast, force)
         verify_folder(built, accept_forced=force)
     return manifest
 
@@ -157,6 +158,7 @@ def _write_manifest(
     license_id: str,
     compact: bool,
     variants: dict[str, Variant],
+    fast: FastDecoding | None,
     force: bool,
 ) -> Manifest:
     """Compares the folder with the network in memory, and writes mixsiam.json and the card with what was measured."""
@@ -179,7 +181,7 @@ def _write_manifest(
     parity = measure_parity(encoder.backbone, written, images)
     if force:
         variants = _with_forced(variants, written)
-    manifest = replace(manifest, parity=replace(parity, variants=variants))
+    manifest = replace(manifest, parity=replace(parity, variants=variants, fast_decoding=fast))
     (folder / CARD_FILE).write_text(render_card(name, config, manifest), encoding="utf-8")
     manifest = replace(manifest, card_sha256=sha256_file(folder / CARD_FILE))
     _write_json(folder / MANIFEST_FILE, manifest.to_json())

@@ -104,6 +104,7 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
         variants=variants,
         variant_table=table(_VARIANT_HEAD, _variant_rows(variants)),
         variant_notes="\n".join(_variant_notes(variants)),
+        fast=manifest.parity.fast_decoding if manifest.parity else None,
         parity=table(("what", "measured", "allowed"), _parity_rows(manifest)),
         quality="\n\n".join(_evaluations(manifest)) or "Not measured.",
         data=text(recipe.get("data") or "data that were not recorded"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,17 +21,22 @@ from mixsiam_hub.images.preprocess import normalise, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.bars import BARS
 from mixsiam_hub.model.config import Preprocessing
-from mixsiam_hub.model.figures import Fidelity, Variant
+from mixsiam_hub.model.figures import FastDecoding, Fidelity, Variant
 from mixsiam_hub.model.files import FP16_ONNX_FILE, INT8_ONNX_FILE, ONNX_FILE
 from mixsiam_hub.training.data import class_numbers, open_images, sample
 from mixsiam_hub.training.features import read_batches
 from mixsiam_hub.training.recipe import data_name
+from mixsiam_hub.vectors.cosine import row_cosines
 
 MIN_CALIBRATION, MAX_CALIBRATION = 200, 512
 MIN_MEASURED, MAX_MEASURED = 100, 2000
 
 _BATCH_SIZE = 16
 Pixels = NDArray[np.uint8]
+
+
+def _no_pixels() -> Pixels:
+    return np.empty((0, 0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,8 @@ class Calibration:
         measured: (M, S, S, 3) uint8, those that the graphs are compared on.
         labels: (M,) int64 classes, or None.
         held_out: `measured` are others than `images`.
+        large: (K, S, S, 3) uint8, those of all images that `decode="fast"` reads at a reduced scale, decoded in full.
+        large_fast: (K, S, S, 3) uint8, the same, decoded so.
     """
 
     data: str
@@ -51,6 +58,8 @@ class Calibration:
     measured: Pixels
     labels: Labels | None = None
     held_out: bool = True
+    large: Pixels = field(default_factory=_no_pixels)
+    large_fast: Pixels = field(default_factory=_no_pixels)
 
 
 def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
@@ -73,14 +82,17 @@ def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
             f"{spec}: {len(pixels)} images can be read, and int8 needs at least {MIN_CALIBRATION} to calibrate on; "
             "give more, or export without calibration"
         )
+    fast = np.concatenate([batch.pixels for batch in read_batches(images, pre, "fast")])
+    is_large = (fast != pixels).any(axis=(1, 2, 3))
+    large = {"large": pixels[is_large], "large_fast": fast[is_large]}
     labels = None
     if images.labels is not None:
         classes = class_numbers(images, sorted(set(images.labels)))
         labels = classes[np.concatenate([batch.indices for batch in batches])]
     n = min(MAX_CALIBRATION, max(MIN_CALIBRATION, len(pixels) // 2))
     if len(pixels) - n < MIN_MEASURED:
-        return Calibration(data_name(spec), pixels, pixels, labels, held_out=False)
-    return Calibration(data_name(spec), pixels[:n], pixels[n:], None if labels is None else labels[n:])
+        return Calibration(data_name(spec), pixels, pixels, labels, held_out=False, **large)
+    return Calibration(data_name(spec), pixels[:n], pixels[n:], None if labels is None else labels[n:], **large)
 
 
 def write_variants(
@@ -127,6 +139,20 @@ def write_variants(
             if not variants[precision].left_out:
                 graph.replace(full.with_name(graph.name))
     return variants
+
+
+def measure_fast_decoding(folder: Path, pre: Preprocessing, calibration: Calibration | None) -> FastDecoding | None:
+    """Compares the vectors that ONNX_FILE gives of large images decoded in full and at a reduced scale.
+
+    Returns:
+        The figures; None without such images.
+    """
+    if calibration is None or not len(calibration.large):
+        return None
+    full, fast = (_embed(folder / ONNX_FILE, pixels, pre) for pixels in (calibration.large, calibration.large_fast))
+    cosines = row_cosines(full, fast)
+    mean, least = round(float(cosines.mean()), 7), round(float(cosines.min()), 7)
+    return FastDecoding(calibration.data, len(full), mean, least)
 
 
 def _drawn(pre: Preprocessing) -> Calibration:

@@ -77,7 +77,7 @@ class ImageEncoder:
         device: str = "auto",
         precision: str = "fp32",
         min_cosine: float = backends.MIN_COSINE,
-        decode: str = DECODES[0],
+        decode: str | None = None,
         dim: int | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -96,10 +96,12 @@ class ImageEncoder:
             precision: `fp32`; onnx also runs `fp16` and `int8` of a folder that was exported with them, openvino `int8`
                 and `bf16`, torch `bf16`, and `fp16` on CUDA. `auto` times all of them here, for seconds, and takes the
                 fastest that min_cosine allows; the choice is kept for the next time.
-            min_cosine: With `auto`, the least cosine to fp32 of any of the folder's known answers. The default admits
-                what may stand in one store with fp32; 0.999 admits most bf16, 0.99 most int8.
+            min_cosine: With `auto`, the least cosine to fp32 of any of the folder's known answers; for fast decoding,
+                the least to exact decoding of any image that export measured. The default admits what may stand in one
+                store with fp32; 0.999 admits most bf16, 0.99 most int8.
             decode: `exact`, or `fast`: JPEGs of more than four times the network's input are decoded at a reduced
-                scale. Pixels are a few levels off, and the variant says so.
+                scale. Pixels are a few levels off, and the variant says so. None is `exact`; with precision `auto` it
+                is `fast` where export measured that and min_cosine allows it.
             dim: Numbers of a vector that are kept, from the first, for a store that is smaller by as much; None is all.
                 The head orders them by how much they vary over images, so this needs an encoder with a head.
             token: For private and gated repositories.
@@ -119,7 +121,7 @@ class ImageEncoder:
             raise ArgumentError(f"threads is {threads}; it must be at least 1, or None for the CPUs available")
         if not 0 <= min_cosine <= 1:
             raise ArgumentError(f"min_cosine is {min_cosine}; it must be from 0 to 1")
-        if decode not in DECODES:
+        if decode not in (None, *DECODES):
             raise ArgumentError(f"decode is {decode!r}; allowed are {', '.join(DECODES)}")
         is_auto = precision == backends.AUTO
         # Before anything is downloaded.
@@ -138,6 +140,8 @@ class ImageEncoder:
             network = load_fastest(folder, backend, device, min_cosine, threads)
         else:
             network = backends.load(choice, folder, threads)
+        if decode is None:
+            decode = DECODES[is_auto and folder.manifest.admits_fast_decoding(min_cosine)]
         return cls(folder, network, threads, dim, decode)
 
     def embed(

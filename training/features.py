@@ -27,15 +27,20 @@ Statistics = dict[str, torch.Tensor]
 """Name of each running mean and variance in a state_dict -> its value, (C,) float32 on the CPU."""
 
 
-def read_batches(images: ImageSet, pre: Preprocessing) -> Iterator[DecodedBatch]:
+def read_batches(images: ImageSet, pre: Preprocessing, decode: str = "exact") -> Iterator[DecodedBatch]:
     """Yields the images as an encoder will see them, BATCH_SIZE at a time, with a progress bar.
+
+    Args:
+        images: A set.
+        pre: The encoder's preprocessing.
+        decode: As `ImageEncoder.from_pretrained` takes it.
 
     Raises:
         DataError: Not one of them can be read; once all were tried.
     """
     good = 0
     with tqdm(total=len(images), desc=images.name, unit="image", leave=False, disable=None) as bar:
-        for batch in decode_batches(images, pre, batch_size=BATCH_SIZE, workers=available_cpus()):
+        for batch in decode_batches(images, pre, batch_size=BATCH_SIZE, workers=available_cpus(), decode=decode):
             good += len(batch.indices)
             yield batch
             bar.update(len(batch.indices) + len(batch.errors))

@@ -86,7 +86,7 @@ class EncoderOptions:
     device: str
     precision: str
     min_cosine: float
-    decode: str
+    decode: str | None
     dim: int | None
     threads: int | None
 
@@ -120,7 +120,7 @@ def encoder_options(command: Callable[..., None]) -> Callable[..., None]:
         device: str,
         precision: str,
         min_cosine: float,
-        decode: str,
+        decode: str | None,
         dim: int | None,
         threads: int | None,
         **others: Any,
@@ -133,7 +133,9 @@ def encoder_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--device", default="auto", show_default=True, help=", ".join(DEVICES)),
         click.option("--precision", default="fp32", show_default=True, help=", ".join((*PRECISIONS, AUTO))),
         click.option("--min-cosine", type=float, default=MIN_COSINE, show_default=True, help="To fp32, with auto."),
-        click.option("--decode", default="exact", show_default=True, help="exact, or fast for photos as JPEG."),
+        click.option(
+            "--decode", help="exact, or fast for photos as JPEG. Default: exact; with auto, what was measured."
+        ),
         click.option(
             "--dim", type=click.IntRange(1), help="Numbers of a vector to keep, from the first. Default: all."
         ),

@@ -254,6 +254,36 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class FastDecoding:
+    """How close the vectors of images decoded by `decode="fast"` are to those of the same images decoded in full.
+
+    Attributes:
+        data: Name of the data set.
+        images: Of it, those whose pixels differ: JPEGs large enough to be decoded at a reduced scale.
+        mean_cosine: Of the two vectors of an image.
+        min_cosine: The smallest.
+    """
+
+    data: str
+    images: int
+    mean_cosine: float
+    min_cosine: float
+
+    @classmethod
+    def from_json(cls, raw: object, source: str, error: type[MixsiamError] = ModelError) -> FastDecoding:
+        """Reads it; arguments and errors as of `Accuracy.from_json`."""
+        fields = Fields(raw, source, error)
+        found = cls(
+            data=fields.text("data"),
+            images=fields.count("images"),
+            mean_cosine=fields.number("mean_cosine", -1.001, 1.001),
+            min_cosine=fields.number("min_cosine", -1.001, 1.001),
+        )
+        fields.end()
+        return found
+
+
+@dataclass(frozen=True)
 class PreprocessParity:
     """preprocess.onnx beside Pillow, on noise.
 
@@ -291,6 +321,7 @@ class Parity:
         versions: Package -> its version.
         preprocess: Of preprocess.onnx; None in a compact folder, which has none.
         variants: Precision -> the smaller graph of it.
+        fast_decoding: None where no image was large enough to tell.
     """
 
     max_relative_error: Mapping[str, float]
@@ -299,6 +330,7 @@ class Parity:
     versions: Mapping[str, str]
     preprocess: PreprocessParity | None = None
     variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
+    fast_decoding: FastDecoding | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as `from_json` reads it."""
@@ -316,6 +348,7 @@ class Parity:
             versions=fields.mapping("versions", _read_text),
             preprocess=fields.optional("preprocess", lambda key: fields.nested(key, PreprocessParity.from_json)),
             variants=fields.optional("variants", lambda key: fields.mapping(key, Variant.from_json)) or {},
+            fast_decoding=fields.optional("fast_decoding", lambda key: fields.nested(key, FastDecoding.from_json)),
         )
         fields.end()
         return parity

@@ -131,6 +131,11 @@ class Manifest:
         """Returns what export recorded of a smaller graph; None where it tried none."""
         return self.parity.variants.get(precision) if self.parity else None
 
+    def admits_fast_decoding(self, min_cosine: float) -> bool:
+        """Whether export measured `decode="fast"` and every image's vector stayed this close."""
+        found = self.parity.fast_decoding if self.parity else None
+        return found is not None and found.min_cosine >= min_cosine
+
 
 def checksum(raw: Mapping[str, Any]) -> str:
     """Returns the sha256, in hex, of everything in a parsed mixsiam.json but its checksum, however it was laid out."""

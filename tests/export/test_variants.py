@@ -15,9 +15,10 @@ onnx = pytest.importorskip("onnx", reason="needs the extra export")
 
 import onnxruntime
 
+from mixsiam_hub import ImageEncoder
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export import variants
-from mixsiam_hub.export.variants import Calibration, open_calibration, write_variants
+from mixsiam_hub.export.variants import Calibration, measure_fast_decoding, open_calibration, write_variants
 from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.config import Preprocessing
@@ -182,6 +183,32 @@ def test_images_are_a_fixed_sample_and_none_is_both_calibrated_and_measured_on(p
     }
     assert first.labels is not None
     assert [expected[image.tobytes()] for image in first.measured] == first.labels.tolist()
+
+
+def test_fast_decoding_is_measured_on_the_images_that_it_changes(
+    model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    data = Path(some_of(photos, 210, tmp_path))
+    small = open_calibration(str(data), PRE)
+    assert measure_fast_decoding(model_folder, PRE, small) is None
+    assert measure_fast_decoding(model_folder, PRE, None) is None
+    files = []
+    for name, image in draw_samples(5, seed=4).items():
+        files.append(data / Path(name).with_suffix(".jpg").name)
+        image.resize((500, 500)).save(files[-1], quality=90)
+    calibration = open_calibration(str(data), PRE)
+    assert len(calibration.large) == len(calibration.large_fast) == 5
+    found = measure_fast_decoding(model_folder, PRE, calibration)
+    assert found is not None
+    assert (found.data, found.images) == (calibration.data, 5)
+    exact, fast = (
+        ImageEncoder.from_pretrained(model_folder, backend="onnx", decode=decode).embed(files)
+        for decode in ("exact", "fast")
+    )
+    cosines = (exact * fast).sum(axis=1)
+    assert found.min_cosine == pytest.approx(cosines.min(), abs=1e-5)
+    assert found.mean_cosine == pytest.approx(cosines.mean(), abs=1e-5)
+    assert found.min_cosine < 1
 
 
 def test_large_sets_are_sampled_up_to_the_maxima(monkeypatch: pytest.MonkeyPatch) -> None:

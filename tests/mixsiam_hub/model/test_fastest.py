@@ -7,6 +7,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from mixsiam_hub import ImageEncoder
 from mixsiam_hub.backends import choose as backends
 from mixsiam_hub.backends.choose import Choice
 from mixsiam_hub.errors import ArgumentError, BackendError, MixsiamError
-from mixsiam_hub.model import fastest
+from mixsiam_hub.model import fastest, hub
 from mixsiam_hub.model.fastest import load_fastest
+from mixsiam_hub.model.figures import FastDecoding
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import BUILTIN
 from mixsiam_hub.model.known_answers import read_answers
@@ -122,6 +124,34 @@ def test_from_pretrained_measures_for_real(monkeypatch: pytest.MonkeyPatch, tmp_
     assert json.loads(note.read_text())["images_per_second"] > 0
     with pytest.raises(ArgumentError, match="min_cosine is 2"):
         ImageEncoder.from_pretrained(precision="auto", min_cosine=2)
+
+
+@pytest.mark.parametrize(
+    ("decode", "precision", "min_cosine", "expected"),
+    [
+        (None, "auto", 0.999, "fast"),
+        (None, "auto", 0.9999, "exact"),
+        (None, "fp32", 0.999, "exact"),
+        ("exact", "auto", 0.999, "exact"),
+        ("fast", "auto", 0.9999, "fast"),
+    ],
+)
+def test_auto_decodes_fast_where_export_found_that_close_enough(
+    decode: str | None,
+    precision: str,
+    min_cosine: float,
+    expected: str,
+    loaded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = ModelFolder.open(BUILTIN)
+    assert folder.manifest.parity is not None
+    parity = replace(folder.manifest.parity, fast_decoding=FastDecoding("photos", 64, 0.9999, 0.9997))
+    measured = replace(folder, manifest=replace(folder.manifest, parity=parity))
+    options: dict[str, Any] = {"backend": "openvino", "precision": precision, "min_cosine": min_cosine}
+    for given, decoded in [(measured, expected), (folder, decode or "exact")]:
+        monkeypatch.setattr(hub, "resolve", lambda *arguments, given=given, **others: given)
+        assert ImageEncoder.from_pretrained(**options, decode=decode).variant.split("-")[1] == decoded
 
 
 def test_a_plain_folder_cannot_be_checked() -> None:

@@ -12,6 +12,7 @@ from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.model.figures import (
     Accuracy,
     Evaluation,
+    FastDecoding,
     Fidelity,
     Parity,
     PreprocessParity,
@@ -55,6 +56,7 @@ PARITY = Parity(
     {"torch": "2.14.0+cpu"},
     PreprocessParity(1, 0.25, ((2, 7), (31, 33))),
     {"fp16": FP16, "int8": INT8},
+    FastDecoding("pets", 64, 0.9999, 0.9997),
 )
 
 Change = Callable[[Any], Any]
@@ -164,6 +166,9 @@ def test_another_projects_report_is_refused(report: Any) -> None:
         ("variants/int8/knn20_change_points", 101, "knn20_change_points"),
         ("variants/int8/data", ..., "data is missing"),
         ("variants/int8/speed", 2, "unknown key 'speed'"),
+        ("fast_decoding/min_cosine", 1.1, r"fast_decoding: min_cosine"),
+        ("fast_decoding/images", ..., "images is missing"),
+        ("fast_decoding/speed", 2, "unknown key 'speed'"),
         ("speed", 2, "unknown key 'speed'"),
     ],
 )
