@@ -62,7 +62,7 @@ def photo_crops(seed: int = 0) -> dict[str, Image.Image]:
         File name (`coffee_3.png`) -> RGB image of 128 px, six of each photo, sorted by name; none without scikit-image.
     """
     found = importlib.util.find_spec("skimage")  # Not imported: its photos are files.
-    folders = [Path(place, "data") for place in (found.submodule_search_locations or ()) if found]
+    folders = [Path(place, "data") for place in (found and found.submodule_search_locations) or ()]
     photos = [path for folder in folders for path in sorted(folder.glob("*")) if path.stem in _PHOTOS]
     return {
         f"{photo.stem}_{number}.png": _crop(photo, random.Random(f"{seed}/{photo.stem}/{number}"))
