@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mixsiam_hub.atomic import replacing
 from mixsiam_hub.cli.group import PATH, EncoderOptions, encoder_options, main, printable
 from mixsiam_hub.errors import DataError
 
@@ -69,14 +70,16 @@ def duplicates(vectors: Path, threshold: float, against: Path | None, out: Path,
     from mixsiam_hub.vectors.search import write_sheet
     from mixsiam_hub.vectors.table import open_vectors
 
+    _check_place(out, vectors, against)
     stored = open_vectors(vectors)
     others = open_vectors(against) if against else None
-    with _share_bar() as progress:
-        if others is None:
-            found: Duplicates | Leaks = find_duplicates(stored, threshold, progress=progress)
-        else:
-            found = find_leaks(stored, others, threshold, progress=progress)
-    write_report(out, found)
+    with replacing(out) as report:
+        with _share_bar() as progress:
+            if others is None:
+                found: Duplicates | Leaks = find_duplicates(stored, threshold, progress=progress)
+            else:
+                found = find_leaks(stored, others, threshold, progress=progress)
+        write_report(report, found)
     _show_leaks(found) if isinstance(found, Leaks) else _show_duplicates(found)
     click.echo(f"{printable(str(out))}: all of them")
     if sheet:
@@ -94,8 +97,10 @@ def map_(vectors: Path, out: Path) -> None:
 
     if out.suffix != ".parquet":
         raise DataError(f"{out} must end in .parquet")
-    found = make_map(open_vectors(vectors))
-    write_map(out, found)
+    _check_place(out, vectors)
+    with replacing(out) as table:
+        found = make_map(open_vectors(vectors))
+        write_map(table, found)
     write_picture(out.with_suffix(".png"), found)
     click.echo(
         f"{printable(str(out))}: {len(found.names)} images; a picture: {printable(str(out.with_suffix('.png')))}"
@@ -114,6 +119,12 @@ def show(rows: Sequence[Neighbours], sheet: Path | None) -> None:
     if sheet:
         write_sheet(sheet, rows)
         click.echo(f"{printable(str(sheet))}: contact sheet")
+
+
+def _check_place(out: Path, *inputs: Path | None) -> None:
+    """Raises DataError for a place that holds what is read."""
+    if any(path and path.exists() and out.exists() and out.samefile(path) for path in inputs):
+        raise DataError(f"{out} holds the vectors, which it would replace; give --out another name")
 
 
 def _index(vectors: Vectors, path: Path) -> VectorIndex:

@@ -6,12 +6,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.atomic import write_text
 from mixsiam_hub.errors import ArgumentError, DataError
 from mixsiam_hub.untrusted import one_line
 from mixsiam_hub.vectors.search import Neighbours
@@ -172,14 +171,9 @@ def find_leaks(
     return Leaks(threshold, len(units), len(other_units), leaks, lowest.named(vectors, every, others, every_other))
 
 
-def write_report(path: Path, found: Duplicates | Leaks) -> None:
-    """Writes what was found as JSON: the fields of `Duplicates` or `Leaks`.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    content = dataclasses.asdict(found)
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=True) + "\n")
+def write_report(file: BinaryIO, found: Duplicates | Leaks) -> None:
+    """Writes what was found as JSON: the fields of `Duplicates` or `Leaks`."""
+    file.write(json.dumps(dataclasses.asdict(found), indent=1).encode() + b"\n")
 
 
 class _Lowest:

@@ -6,13 +6,12 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import DataError, ImageError, missing_extra
 from mixsiam_hub.images.keyed import KeyedImages
 from mixsiam_hub.images.load import load_image
@@ -78,13 +77,12 @@ def make_map(vectors: Vectors) -> Map:
     return Map(vectors.names(range(len(matrix))), places.astype(np.float32), neighbours.astype(np.int64), distances)
 
 
-def write_map(path: Path, found: Map) -> None:
-    """Writes a map as Parquet, whole or not at all: `path`, `x`, `y`, and `neighbors`, of `ids` and `distances`.
+def write_map(file: BinaryIO, found: Map) -> None:
+    """Writes a map as Parquet: `path`, `x`, `y`, and `neighbors`, a struct of `ids` and `distances`.
 
     So `embedding-atlas FILE --x x --y y --neighbors neighbors` opens it: its ids are numbers of rows.
 
     Raises:
-        OutputError: It cannot be written.
         MissingExtraError: pyarrow is not installed.
     """
     pa, pq = pyarrow()
@@ -92,8 +90,7 @@ def write_map(path: Path, found: Map) -> None:
     neighbours = pa.StructArray.from_arrays(lists, ["ids", "distances"])
     names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in found.names]
     columns = {"path": names, "x": found.places[:, 0], "y": found.places[:, 1], "neighbors": neighbours}
-    with replacing(path) as file:
-        pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table(columns), file)
 
 
 def write_picture(path: Path, found: Map) -> None:
@@ -130,8 +127,13 @@ def _middle_images(places_px: NDArray[np.float32], cell_px: int) -> dict[tuple[i
 
 def _umap() -> Any:
     try:
+        import numba
         import umap
         import umap.umap_
     except ImportError:
         missing_extra("umap-learn", "map")
+    config: Any = numba.config
+    if config.THREADING_LAYER == "default":
+        # Else numba takes TBB wherever OpenVINO has loaded its own, and the process may wait at its end for ever.
+        config.THREADING_LAYER = "workqueue"
     return umap

@@ -70,6 +70,18 @@ def test_duplicates_refuses(vectors: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_read_is_never_replaced(copies: Path, tmp_path: Path) -> None:
+    stored, others = tmp_path / "v.parquet", tmp_path / "w.parquet"
+    for out in (stored, others):
+        assert run("embed", copies, "--out", out).exit_code == 0
+    before = stored.read_bytes(), others.read_bytes()
+    refused = "holds the vectors, which it would replace; give --out another name"
+    assert_one_error_line(run("map", stored, "--out", stored), refused)
+    assert_one_error_line(run("duplicates", stored, "--out", stored), refused)
+    assert_one_error_line(run("duplicates", stored, "--against", others, "--out", others), refused)
+    assert (stored.read_bytes(), others.read_bytes()) == before
+
+
 def test_search_by_index_finds_the_query_and_says_its_recall(copies: Path, vectors: Path) -> None:
     pytest.importorskip("usearch", reason="needs the extra index")
     for _ in range(2):  # Built, then opened.

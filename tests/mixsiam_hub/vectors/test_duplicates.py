@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,10 +118,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
             find_duplicates(table(at(0, 1)), threshold)
 
 
-def test_the_report_is_json(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.json", find_duplicates(table(at(0, 1)), 0.9))
-    report = json.loads((tmp_path / "r.json").read_text("utf-8"))
+def test_the_report_is_json() -> None:
+    file = io.BytesIO()
+    write_report(file, find_duplicates(table(at(0, 1)), 0.9))
+    report = json.loads(file.getvalue())
     assert report["near"][0]["images"] == ["i0", "i1"]
     assert report["least_similar"][0]["query"] == "i0"
-    write_report(tmp_path / "r.json", find_leaks(table(at(0)), table(at(1)), 0.9))
-    assert json.loads((tmp_path / "r.json").read_text("utf-8"))["leaks"][0]["other"] == "i0"
+    file = io.BytesIO()
+    write_report(file, find_leaks(table(at(0)), table(at(1)), 0.9))
+    assert json.loads(file.getvalue())["leaks"][0]["other"] == "i0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,12 +11,23 @@ import pytest
 from PIL import Image
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra bulk")
-pytest.importorskip("umap", reason="needs the extra map")
 
 from mixsiam_hub.errors import DataError, MissingExtraError
 from mixsiam_hub.vectors.map import MIN_IMAGES, NEIGHBOURS, Map, make_map, write_map, write_picture
 from mixsiam_hub.vectors.nearest import nearest
 from mixsiam_hub.vectors.table import VectorFile
+
+WITH_OPENVINO = """
+import numpy as np
+from mixsiam_hub import ImageEncoder
+from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.vectors.map import make_map
+from mixsiam_hub.vectors.table import VectorFile
+
+vectors = ImageEncoder.from_pretrained(backend="openvino").embed(list(draw_samples(40).values()))
+make_map(VectorFile(vectors, [str(row) for row in range(40)], "ab" * 32, "fp32-exact", "m"))
+print(open("/proc/self/maps").read())
+"""
 
 
 def table(vectors: np.ndarray) -> VectorFile:
@@ -31,6 +43,7 @@ def clusters() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def found(clusters: np.ndarray) -> Map:
+    pytest.importorskip("umap", reason="needs the extra map")
     return make_map(table(clusters))
 
 
@@ -51,7 +64,8 @@ def test_the_same_vectors_give_the_same_map(found: Map, clusters: np.ndarray) ->
 
 
 def test_the_file_has_the_columns_that_embedding_atlas_takes(found: Map, tmp_path: Path) -> None:
-    write_map(tmp_path / "m.parquet", found)
+    with open(tmp_path / "m.parquet", "wb") as file:
+        write_map(file, found)
     rows = pq.read_table(tmp_path / "m.parquet")
     assert rows.column_names == ["path", "x", "y", "neighbors"]
     assert rows["path"].to_pylist() == found.names
@@ -76,7 +90,21 @@ def test_the_picture_shows_images_where_they_lie(tmp_path: Path) -> None:
         assert picture.getpixel((width - 2, height - 2)) != (255, 255, 255)  # The dot of the image that is gone.
 
 
+def test_numba_leaves_the_tbb_of_openvino_alone() -> None:
+    pytest.importorskip("umap", reason="needs the extra map")
+    pytest.importorskip("onnxruntime_ep_openvino", reason="needs the extra openvino")
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs Linux's /proc")
+    # numba looks for a TBB in the process and, where it has one, waits at the end for threads that OpenVINO may hold.
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_OPENVINO], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "libtbb" in done.stdout
+    assert "tbbpool" not in done.stdout
+
+
 def test_too_few_images(clusters: np.ndarray) -> None:
+    pytest.importorskip("umap", reason="needs the extra map")
     with pytest.raises(DataError, match=f"there are 29 vectors; a map needs {MIN_IMAGES} at least"):
         make_map(table(clusters[:29]))
 
