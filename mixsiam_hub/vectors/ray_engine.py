@@ -16,12 +16,15 @@ from itertools import islice
 from typing import Any
 
 from mixsiam_hub.encoder import Batch, ImageEncoder, OnError
-from mixsiam_hub.errors import missing_extra
+from mixsiam_hub.errors import BackendError, missing_extra
 from mixsiam_hub.images.sources import Item
+from mixsiam_hub.untrusted import one_line
 
 BATCHES_A_TASK = 4
 _TASKS_A_SLOT = 2
 """One that runs, and one that waits for it to end."""
+_RETRIES = 5
+"""Of a block whose machine or process was lost: an image that kills its process must not do so for ever."""
 
 
 class RayEncoder:
@@ -58,26 +61,27 @@ class RayEncoder:
         Raises:
             ImageError: A bad image, with `raise`.
             ModelError: The network gives NaN or infinite features.
+            BackendError: A block was lost again and again.
         """
         ray = _ray()
-        task = ray.remote(_embed_block).options(**self._needs, max_retries=-1)
-        under_way: deque[tuple[Any, int]] = deque()
+        task = ray.remote(_embed_block).options(**self._needs, max_retries=_RETRIES)
+        under_way: deque[tuple[Any, list[Item]]] = deque()
         first = 0
         remaining = iter(images)
         while True:
             while len(under_way) < self._slots() * _TASKS_A_SLOT:
                 if not (block := list(islice(remaining, batch_size * BATCHES_A_TASK))):
                     break
-                under_way.append((task.remote(self._pickled, block, batch_size, with_sha256), len(block)))
+                under_way.append((task.remote(self._pickled, block, batch_size, with_sha256), block))
             if not under_way:
                 return
-            result, images_in_block = under_way.popleft()
-            for batch in ray.get(result):
+            result, block = under_way.popleft()
+            for batch in _batches(result, block):
                 if batch.errors and on_error == "raise":
                     raise next(iter(batch.errors.values()))
                 errors = {place + first: error for place, error in batch.errors.items()}
                 yield Batch(batch.indices + first, batch.keys, batch.vectors, errors, batch.facts)
-            first += images_in_block
+            first += len(block)
 
     def _slots(self) -> int:
         """Returns how many tasks the cluster runs at a time, as it is now."""
@@ -104,6 +108,21 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def _batches(result: Any, block: list[Item]) -> list[Batch]:
+    """Waits for the batches of a block; errors within its task are raised as they were there."""
+    ray = _ray()
+    try:
+        batches: list[Batch] = ray.get(result)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        names = f"{one_line(block[0].key)} to {one_line(block[-1].key)}"
+        raise BackendError(
+            f"the images {names} could not be embedded in {_RETRIES + 1} trials: {one_line(error)}"
+        ) from error
+    return batches
+
+
 def _embed_block(pickled: bytes, block: list[Item], batch_size: int, with_sha256: bool) -> list[Batch]:
     batches = _opened(pickled).embed_stream(block, batch_size=batch_size, on_error="skip", with_sha256=with_sha256)
     return list(batches)
@@ -119,6 +138,7 @@ def _opened(pickled: bytes) -> ImageEncoder:
 def _ray() -> Any:
     try:
         import ray
+        import ray.exceptions
     except ImportError:
         missing_extra("ray", "ray")
     return ray

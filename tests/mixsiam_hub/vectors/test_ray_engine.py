@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from commands import run
 
 pytest.importorskip("pyarrow", reason="needs the extra bulk")
-ray = pytest.importorskip("ray", reason="needs the extra ray")
-from ray.cluster_utils import Cluster
 
 from mixsiam_hub import ImageEncoder
-from mixsiam_hub.errors import ImageError, MissingExtraError
+from mixsiam_hub.errors import BackendError, ImageError, MissingExtraError
 from mixsiam_hub.images.feed import stream_source
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.images.sources import Item
+from mixsiam_hub.vectors import ray_engine
 from mixsiam_hub.vectors.bulk import Tally, embed_into
 from mixsiam_hub.vectors.ray_engine import BATCHES_A_TASK, RayEncoder
 from mixsiam_hub.vectors.table import read_vectors
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.slow
 NODE_MEMORY_BYTES = 100 * 2**20
@@ -29,6 +33,9 @@ NODE_MEMORY_BYTES = 100 * 2**20
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": NODE_MEMORY_BYTES})
     ray.init(address=started.address, log_to_driver=False, logging_level="error")
     yield started
@@ -74,6 +81,8 @@ def assert_same(folder: Path, expected: Path) -> None:
 def test_a_lost_node_loses_no_row(
     cluster: Cluster, second_node: Any, images: Path, encoder: ImageEncoder, expected: Path, tmp_path: Path
 ) -> None:
+    import ray
+
     nodes: list[int] = []
 
     def lose_a_node(tally: Tally) -> None:
@@ -107,6 +116,22 @@ def test_batches_are_those_of_the_encoder(cluster: Cluster, images: Path, encode
 def test_a_bad_image_stops_a_strict_run(cluster: Cluster, images: Path, encoder: ImageEncoder) -> None:
     with pytest.raises(ImageError, match=r"bad\.png"):
         list(RayEncoder(encoder, 1).embed_stream(stream_source(str(images)), batch_size=4))
+
+
+class Killer:
+    """An image that ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_an_image_that_kills_its_process_does_not_do_so_for_ever(
+    cluster: Cluster, encoder: ImageEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "_RETRIES", 1)
+    deadly: Any = Killer()
+    with pytest.raises(BackendError, match=r"the images killer\.png to killer\.png could not be embedded in 2 trials"):
+        list(RayEncoder(encoder, 1).embed_stream([Item("killer.png", deadly)]))
 
 
 def test_the_command(cluster: Cluster, images: Path, expected: Path, tmp_path: Path) -> None:
