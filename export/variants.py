@@ -17,8 +17,9 @@ from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.fidelity import Floats, Labels, compare
 from mixsiam_hub.export.quantise import write_fp16, write_int8
-from mixsiam_hub.images.preprocess import normalise, resize_and_crop
+from mixsiam_hub.images.preprocess import FAST_SCALE, normalise, resize_and_crop
 from mixsiam_hub.images.samples import draw_samples
+from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.bars import BARS
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.model.figures import FastDecoding, Fidelity, Variant
@@ -82,17 +83,36 @@ def open_calibration(spec: str, pre: Preprocessing) -> Calibration:
             f"{spec}: {len(pixels)} images can be read, and int8 needs at least {MIN_CALIBRATION} to calibrate on; "
             "give more, or export without calibration"
         )
-    fast = np.concatenate([batch.pixels for batch in read_batches(images, pre, "fast")])
-    is_large = (fast != pixels).any(axis=(1, 2, 3))
-    large = {"large": pixels[is_large], "large_fast": fast[is_large]}
+    places = np.concatenate([batch.indices for batch in batches])
+    edges_px = np.array([min(fact.height, fact.width) for batch in batches for fact in batch.facts])
+    large, large_fast = _large(images.take(places), pixels, edges_px, pre)
     labels = None
     if images.labels is not None:
-        classes = class_numbers(images, sorted(set(images.labels)))
-        labels = classes[np.concatenate([batch.indices for batch in batches])]
+        labels = class_numbers(images, sorted(set(images.labels)))[places]
     n = min(MAX_CALIBRATION, max(MIN_CALIBRATION, len(pixels) // 2))
     if len(pixels) - n < MIN_MEASURED:
-        return Calibration(data_name(spec), pixels, pixels, labels, held_out=False, **large)
-    return Calibration(data_name(spec), pixels[:n], pixels[n:], None if labels is None else labels[n:], **large)
+        return Calibration(data_name(spec), pixels, pixels, labels, False, large, large_fast)
+    labels = None if labels is None else labels[n:]
+    return Calibration(data_name(spec), pixels[:n], pixels[n:], labels, True, large, large_fast)
+
+
+def _large(images: ImageSet, pixels: Pixels, edges_px: NDArray[np.int64], pre: Preprocessing) -> tuple[Pixels, Pixels]:
+    """Returns the images that fast decoding changes, as `Calibration.large` and `.large_fast`.
+
+    Args:
+        images: N of them.
+        pixels: (N, S, S, 3) uint8, decoded in full.
+        edges_px: (N,) the shorter edge of each.
+        pre: The deployed preprocessing.
+    """
+    large = np.flatnonzero(edges_px > FAST_SCALE * pre.resize_px)
+    if not len(large):
+        return _no_pixels(), _no_pixels()
+    batches = list(read_batches(images.take(large), pre, "fast"))
+    fast = np.concatenate([batch.pixels for batch in batches])
+    exact = pixels[large[np.concatenate([batch.indices for batch in batches])]]
+    changed = (fast != exact).any(axis=(1, 2, 3))
+    return exact[changed], fast[changed]
 
 
 def write_variants(

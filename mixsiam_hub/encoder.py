@@ -141,7 +141,7 @@ class ImageEncoder:
         else:
             network = backends.load(choice, folder, threads)
         if decode is None:
-            decode = DECODES[is_auto and folder.manifest.admits_fast_decoding(min_cosine)]
+            decode = "fast" if is_auto and folder.manifest.admits_fast_decoding(min_cosine) else "exact"
         return cls(folder, network, threads, dim, decode)
 
     def embed(
