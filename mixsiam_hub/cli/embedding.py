@@ -133,10 +133,8 @@ def _embed_into(
     from mixsiam_hub.vectors.shards import ERRORS
 
     check_shard_folder(out)
-    if engine == "ray":
-        encoder = replace(
-            encoder, threads=encoder.threads or 1
-        )  # Of each task: so all CPUs are busy, each with its own.
+    if engine == "ray":  # One for each task: many that compute alone lose less than a few that share their work.
+        encoder = replace(encoder, threads=encoder.threads or 1)
     opened = encoder.open()
     began_s = time.perf_counter()
     with _computing(opened, engine, encoder.threads) as computing, _progress_bar(None) as bar:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from mixsiam_hub.errors import MixsiamError
+from mixsiam_hub.images.finding import TAR_SUFFIX
 from mixsiam_hub.images.kinds import ImageSource
 from mixsiam_hub.images.sources import ImageSet, open_source
 
@@ -26,16 +27,14 @@ class KeyedImages:
         shard = re.match(r"(.+?(\.parquet|\.tar))#(.+)", key, re.DOTALL)
         if shard is None:
             return key
+        file, suffix, inner = shard.groups()
         try:
-            if shard[1] not in self._opened:
-                images = open_source(shard[1])
-                self._opened[shard[1]] = images, {images[place].key: place for place in self._places(images, shard[2])}
-            images, places = self._opened[shard[1]]
-            return images[places[key] if places else int(shard[3])].source
+            if file not in self._opened:
+                images = open_source(file)
+                is_tar = suffix == TAR_SUFFIX  # There keys are names; in Parquet the key itself says the place.
+                places = {images[place].key: place for place in range(len(images))} if is_tar else {}
+                self._opened[file] = images, places
+            images, places = self._opened[file]
+            return images[places[key] if suffix == TAR_SUFFIX else int(inner)].source
         except (MixsiamError, LookupError, ValueError):
             return b""
-
-    @staticmethod
-    def _places(images: ImageSet, suffix: str) -> range:
-        """Returns the places whose keys must be looked at: those of tars, whose keys are names."""
-        return range(len(images) if suffix == ".tar" else 0)

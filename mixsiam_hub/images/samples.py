@@ -64,11 +64,13 @@ def photo_crops(seed: int = 0) -> dict[str, Image.Image]:
     found = importlib.util.find_spec("skimage")  # Not imported: its photos are files.
     folders = [Path(place, "data") for place in (found and found.submodule_search_locations) or ()]
     photos = [path for folder in folders for path in sorted(folder.glob("*")) if path.stem in _PHOTOS]
-    return {
-        f"{photo.stem}_{number}.png": _crop(photo, random.Random(f"{seed}/{photo.stem}/{number}"))
-        for photo in photos
-        for number in range(_CROPS)
-    }
+    crops = {}
+    for path in photos:
+        with Image.open(path) as opened:
+            photo = opened.convert("RGB")
+        for number in range(_CROPS):
+            crops[f"{path.stem}_{number}.png"] = _crop(photo, random.Random(f"{seed}/{path.stem}/{number}"))
+    return crops
 
 
 def write_samples(folder: Path) -> list[Path]:
@@ -86,13 +88,11 @@ def write_samples(folder: Path) -> list[Path]:
     return [folder / name for name in images]
 
 
-def _crop(photo: Path, draws: random.Random) -> Image.Image:
+def _crop(photo: Image.Image, draws: random.Random) -> Image.Image:
     """Returns a random square of a photo, of half to four fifths of its shorter side."""
-    with Image.open(photo) as opened:
-        image = opened.convert("RGB")
-    edge = round(draws.uniform(0.5, 0.8) * min(image.size))
-    left, top = draws.randint(0, image.width - edge), draws.randint(0, image.height - edge)
-    return image.crop((left, top, left + edge, top + edge)).resize((_CROP_PX, _CROP_PX), Image.Resampling.LANCZOS)
+    edge = round(draws.uniform(0.5, 0.8) * min(photo.size))
+    left, top = draws.randint(0, photo.width - edge), draws.randint(0, photo.height - edge)
+    return photo.crop((left, top, left + edge, top + edge)).resize((_CROP_PX, _CROP_PX), Image.Resampling.LANCZOS)
 
 
 def _sample(family: str, rng: random.Random) -> Image.Image:

@@ -47,9 +47,7 @@ class VectorIndex:
 
     def nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Finds the k nearest of (Q, D) queries, nearly always: rows and cosines, (Q, k), best first."""
-        found = self._graph.search(queries, min(k, len(self._graph)))
-        rows = np.atleast_2d(found.keys).astype(np.int64)
-        return rows, np.clip(1 - np.atleast_2d(found.distances), -1, 1).astype(np.float32)
+        return _nearest(self._graph, queries, k)
 
 
 def open_index(folder: ShardFolder) -> VectorIndex | None:
@@ -86,28 +84,32 @@ def build_index(folder: ShardFolder, *, progress: Callable[[float], object] = la
     if not len(folder):
         raise DataError(f"{folder.folder} holds no vectors yet; `mixsiam embed` puts some into it")
     graph = _usearch().Index(ndim=folder.manifest.dim, metric="cos", dtype="f16")
+    asked = np.linspace(0, len(folder) - 1, min(RECALL_QUERIES, len(folder))).round().astype(np.int64)
+    queries: list[NDArray[np.float32]] = []
     first = 0
     for block in folder.blocks():
         graph.add(np.arange(first, first + len(block)), block)
+        queries.append(block[asked[(asked >= first) & (asked < first + len(block))] - first])
         first += len(block)
         progress(first / len(folder))
+    recall = _recall(graph, np.concatenate(queries), folder)
     with replacing(folder.folder / GRAPH) as temporary:
         graph.save(temporary.name)
-    recall = _recall(VectorIndex(folder.folder, 0.0), folder)
     facts = {"format_version": FORMAT_VERSION, "built_from": _built_from(folder), "recall": recall}
     write_text(folder.folder / FACTS, json.dumps(facts, indent=1) + "\n")
     return VectorIndex(folder.folder, recall)
 
 
-def _recall(index: VectorIndex, folder: ShardFolder) -> float:
-    asked = np.linspace(0, len(folder) - 1, min(RECALL_QUERIES, len(folder))).round().astype(np.int64)
-    queries, first = [], 0
-    for block in folder.blocks():
-        queries.append(block[asked[(asked >= first) & (asked < first + len(block))] - first])
-        first += len(block)
-    exact, _ = nearest_in_blocks(np.concatenate(queries), folder.blocks(), RECALL_K)
-    found, _ = index.nearest(np.concatenate(queries), RECALL_K)
+def _recall(graph: Any, queries: NDArray[np.float32], folder: ShardFolder) -> float:
+    exact, _ = nearest_in_blocks(queries, folder.blocks(), RECALL_K)
+    found, _ = _nearest(graph, queries, RECALL_K)
     return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(exact.tolist(), found.tolist(), strict=True)]))
+
+
+def _nearest(graph: Any, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    found = graph.search(queries, min(k, len(graph)))
+    rows = np.atleast_2d(found.keys).astype(np.int64)
+    return rows, np.clip(1 - np.atleast_2d(found.distances), -1, 1).astype(np.float32)
 
 
 def _built_from(folder: ShardFolder) -> str:

@@ -106,6 +106,11 @@ def nearest_others(
     return others
 
 
+def all_finite(vectors: NDArray[np.float32]) -> bool:
+    """Tells whether (N, D) vectors hold neither NaN nor infinity; both pass them on, and take no memory."""
+    return bool(np.isfinite([vectors.min(initial=0), vectors.max(initial=0)]).all())
+
+
 def _norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lengths of the rows; 1 for a zero row, so that dividing by it gives 0."""
     norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=1).astype(np.float32)

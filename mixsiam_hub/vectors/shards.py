@@ -28,6 +28,7 @@ from mixsiam_hub import untrusted
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.untrusted import one_line, open_regular
 from mixsiam_hub.vectors import parquet_file
+from mixsiam_hub.vectors.nearest import all_finite
 
 MANIFEST = "_manifest.json"
 ERRORS = "_errors.jsonl"
@@ -175,7 +176,7 @@ class ShardFolder:
         vectors = parquet_file.read_vectors(parquet)
         if vectors.shape[1] != self.manifest.dim:
             raise DataError(f"its vectors have {vectors.shape[1]} numbers, not the {self.manifest.dim} of {MANIFEST}")
-        if not np.isfinite([vectors.min(initial=0), vectors.max(initial=0)]).all():
+        if not all_finite(vectors):
             raise DataError("a vector holds NaN or infinity")
         return vectors
 

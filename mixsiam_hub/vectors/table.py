@@ -17,6 +17,7 @@ from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.untrusted import one_line, open_regular, quote
 from mixsiam_hub.vectors import npz_file, parquet_file
+from mixsiam_hub.vectors.nearest import all_finite
 from mixsiam_hub.vectors.shards import ShardFolder
 
 BUILTIN_LABEL = "built-in"
@@ -78,8 +79,7 @@ class VectorFile:
                 f"vectors have shape {shape} and dtype {dtype}, ids are {len(self.ids)}; "
                 "they must be (N, D) float32, D at least 1, and N"
             )
-        # Both pass NaN and infinity on, and take no memory.
-        if not np.isfinite([self.vectors.min(initial=0), self.vectors.max(initial=0)]).all():
+        if not all_finite(self.vectors):
             row = int(np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))[0])
             raise DataError(f"vector {row} holds NaN or infinity; leave out the images that were skipped")
         odd = next((name for name in self.ids if not isinstance(name, str) or "\0" in name), None)
