@@ -57,8 +57,12 @@ def test_embedding_a_local_folder_needs_neither_torch_nor_the_hub(
 
 
 def test_command_line_embeds_without_torch(model_folder: Path, tripwire: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, image in draw_samples(64).items():
+        image.save(tmp_path / "images" / name)
     code = "from mixsiam_hub.cli import main; main()"
-    output = _python(code, "demo", "--model", model_folder, "--out", tmp_path / "demo", path=tripwire)
+    arguments = ("demo", tmp_path / "images", "--model", model_folder, "--out", tmp_path / "demo")
+    output = _python(code, *arguments, path=tripwire)
     assert "64 vectors of 512" in output
 
 
