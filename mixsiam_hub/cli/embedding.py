@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mixsiam_hub.cli.group import EXIT_SKIPPED, PATH, EncoderOptions, encoder_options, main, printable
+from mixsiam_hub.cli.group import EXIT_SKIPPED, PATH, PLACE, EncoderOptions, encoder_options, main, printable
 from mixsiam_hub.cli.vectors import show
 from mixsiam_hub.errors import DataError, MixsiamError
 
@@ -36,7 +36,9 @@ _ENGINES = ("local", "ray")
 @main.command()
 @click.argument("inputs", nargs=-1, required=True)
 @encoder_options
-@click.option("--out", type=PATH, required=True, help="FILE.npz, FILE.parquet, FILE.npy, or a folder of shards.")
+@click.option(
+    "--out", type=PLACE, required=True, help="FILE.npz, FILE.parquet, FILE.npy, or a folder or address of shards."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--column", help="Of Parquet files, the one that holds encoded images. Default: image.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad image or folder; no file is written then.")
@@ -46,7 +48,7 @@ _ENGINES = ("local", "ray")
 def embed(
     inputs: Sequence[str],
     encoder: EncoderOptions,
-    out: Path,
+    out: Path | str,
     batch_size: int,
     column: str | None,
     strict: bool,
@@ -65,9 +67,9 @@ def embed(
     from mixsiam_hub.images.feed import count_source, stream_source
     from mixsiam_hub.images.sources import open_source
 
-    if any(os.path.exists(name) and out.exists() and os.path.samefile(name, out) for name in inputs):
+    if os.path.exists(out) and any(os.path.exists(name) and os.path.samefile(name, out) for name in inputs):
         raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
-    if out.suffix not in _FILES and (out.is_dir() or not out.suffix):
+    if isinstance(out, str) or (out.suffix not in _FILES and (out.is_dir() or not out.suffix)):
         images, count = stream_source(inputs, column), partial(count_source, inputs, column)
         unread = _embed_into(out, encoder, engine, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)
     else:
@@ -77,7 +79,7 @@ def embed(
             found.check_searched()
         unread = _embed_to_file(out, encoder, found, batch_size, strict)
     if unread:
-        click.echo(f"{printable(str(unread))} says what could not be read, and why", err=True)
+        click.echo(f"{printable(unread)} says what could not be read, and why", err=True)
         sys.exit(EXIT_SKIPPED)
 
 
@@ -89,7 +91,7 @@ def _check_file(out: Path, dtype: str | None, by_content: bool, engine: str) -> 
         raise DataError(f"--dtype, --hash and --engine are for a folder of shards, and {out} is a file; leave them out")
 
 
-def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_size: int, strict: bool) -> Path | None:
+def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_size: int, strict: bool) -> str | None:
     """Writes all vectors at the end; returns the list of what could not be read, if there is one."""
     from mixsiam_hub.vectors.embed import embed_files, errors_path, write_errors
     from mixsiam_hub.vectors.npy_file import matrix_writer
@@ -110,11 +112,11 @@ def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_s
     unread = {**images.unreadable, **bad}
     write_errors(out, unread)
     click.echo(f"{_summary(out, vectors, images, bad)}; {_by(opened)}")
-    return errors_path(out) if unread else None
+    return str(errors_path(out)) if unread else None
 
 
 def _embed_into(
-    out: Path,
+    out: Path | str,
     encoder: EncoderOptions,
     engine: str,
     images: Iterable[Item],
@@ -123,7 +125,7 @@ def _embed_into(
     strict: bool,
     dtype: str,
     by_content: bool,
-) -> Path | None:
+) -> str | None:
     """Writes shards as vectors come; returns the list of what could not be read, if there is one.
 
     `count` is called meanwhile, for the time left: the search for them may take long.
@@ -157,7 +159,7 @@ def _embed_into(
     counts = f"{tally.embedded} images embedded; already there: {tally.present}; errors: {tally.errors}"
     speed = f"{took_s:.1f} s, {tally.embedded / took_s:.1f} images/s"
     click.echo("; ".join([f"{printable(str(out))}: {counts}", speed, _by(opened)]))
-    return out / ERRORS if tally.errors else None
+    return f"{out}/{ERRORS}" if tally.errors else None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import click
 from mixsiam_hub import __version__
 from mixsiam_hub.backends.choose import AUTO, BACKENDS, DEVICES, MIN_COSINE, PRECISIONS
 from mixsiam_hub.errors import MixsiamError, missing_extra
+from mixsiam_hub.images.finding import is_address
 
 if TYPE_CHECKING:
     from mixsiam_hub import ImageEncoder
@@ -33,7 +34,17 @@ EXIT_RESUME = 75
 _EXIT_SIGNAL = 128
 """Plus the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
 
+
+class _Place(click.Path):
+    """A path, or an address such as s3://bucket/vectors, which stays text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns a Path, or the address."""
+        return value if is_address(value) else super().convert(value, param, ctx)
+
+
 PATH = click.Path(path_type=Path)
+PLACE = _Place(path_type=Path)
 _MODEL_HELP = "A model folder, or a Hub id org/name[@revision]. Default: the built-in encoder."
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FIXES = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixsiam_hub.atomic import replacing
-from mixsiam_hub.cli.group import PATH, EncoderOptions, encoder_options, main, printable
+from mixsiam_hub.cli.group import PATH, PLACE, EncoderOptions, encoder_options, main, printable
 from mixsiam_hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ _LISTED = 10
 
 
 @main.command()
-@click.argument("vectors", type=PATH)
+@click.argument("vectors", type=PLACE)
 @click.argument("queries", nargs=-1, required=True)
 @encoder_options
 @click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="Neighbours of each query.")
 @click.option("--sheet", type=PATH, help="Also draw them: a PNG.")
 @click.option("--index", "by_index", is_flag=True, help="Search a folder approximately, by an index kept in it.")
 def search(
-    vectors: Path, queries: Sequence[str], encoder: EncoderOptions, k: int, sheet: Path | None, by_index: bool
+    vectors: Path | str, queries: Sequence[str], encoder: EncoderOptions, k: int, sheet: Path | None, by_index: bool
 ) -> None:
     """Find the images nearest to QUERIES in VECTORS, a file or folder of `mixsiam embed`, by cosine.
 
@@ -53,14 +53,16 @@ def search(
 
 
 @main.command()
-@click.argument("vectors", type=PATH)
+@click.argument("vectors", type=PLACE)
 @click.option(
     "--threshold", type=float, default=0.9, show_default=True, help="Cosine from which images are duplicates."
 )
-@click.option("--against", type=PATH, help="Other vectors: which images of VECTORS stand in those, too?")
+@click.option("--against", type=PLACE, help="Other vectors: which images of VECTORS stand in those, too?")
 @click.option("--out", type=PATH, default=Path("duplicates.json"), show_default=True, help="The report, as JSON.")
 @click.option("--sheet", type=PATH, help="Draw the least similar pairs that count as duplicates: a PNG.")
-def duplicates(vectors: Path, threshold: float, against: Path | None, out: Path, sheet: Path | None) -> None:
+def duplicates(
+    vectors: Path | str, threshold: float, against: Path | str | None, out: Path, sheet: Path | None
+) -> None:
     """Find images that stand twice in VECTORS, a file or folder of `mixsiam embed`; nothing is deleted.
 
     Exact copies are told by their files' sha256, which folders hold; near ones by cosine. Which cosine tells a copy
@@ -88,9 +90,9 @@ def duplicates(vectors: Path, threshold: float, against: Path | None, out: Path,
 
 
 @main.command("map")
-@click.argument("vectors", type=PATH)
+@click.argument("vectors", type=PLACE)
 @click.option("--out", type=PATH, required=True, help="FILE.parquet, for embedding-atlas; FILE.png is drawn beside it.")
-def map_(vectors: Path, out: Path) -> None:
+def map_(vectors: Path | str, out: Path) -> None:
     """Draw a map of VECTORS, a file or folder of `mixsiam embed`, by UMAP: like images lie near one another."""
     from mixsiam_hub.vectors.map import make_map, write_map, write_picture
     from mixsiam_hub.vectors.table import open_vectors
@@ -121,13 +123,13 @@ def show(rows: Sequence[Neighbours], sheet: Path | None) -> None:
         click.echo(f"{printable(str(sheet))}: contact sheet")
 
 
-def _check_place(out: Path, *inputs: Path | None) -> None:
+def _check_place(out: Path, *inputs: Path | str | None) -> None:
     """Raises DataError for a place that holds what is read."""
-    if any(path and path.exists() and out.exists() and out.samefile(path) for path in inputs):
+    if any(isinstance(path, Path) and path.exists() and out.exists() and out.samefile(path) for path in inputs):
         raise DataError(f"{out} holds the vectors, which it would replace; give --out another name")
 
 
-def _index(vectors: Vectors, path: Path) -> VectorIndex:
+def _index(vectors: Vectors, path: Path | str) -> VectorIndex:
     """Opens a folder's index, and builds it first where there is none."""
     from mixsiam_hub.vectors.index import RECALL_K, build_index, open_index
     from mixsiam_hub.vectors.shards import ShardFolder

@@ -74,8 +74,7 @@ def open_address(address: str, error: type[DataError | ImageError] = DataError) 
         DataError: Or of kind `error`: it is not there, may not be read, or needs a package that is not installed.
         MissingExtraError: fsspec is not installed.
     """
-    fsspec = _fsspec()
-    with parsing(address, error), fsspec.open(address, "rb") as file:
+    with parsing(address, error), fsspec().open(address, "rb") as file:
         yield _Forward(file)
 
 
@@ -88,13 +87,17 @@ def matches(address: str) -> list[str]:
     """
     if "*" not in address:
         return [address]
-    fsspec = _fsspec()
     with parsing(address, DataError):
-        system, pattern = fsspec.core.url_to_fs(address)
+        system, pattern = fsspec().core.url_to_fs(address)
         return sorted(system.unstrip_protocol(path) for path in system.glob(pattern))
 
 
-def _fsspec() -> Any:
+def fsspec() -> Any:
+    """Returns the module fsspec.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
     try:
         import fsspec
     except ImportError:

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import ArgumentError, ImageError
 from mixsiam_hub.images.kinds import ImageSource, Unreadable, path_or_bytes
 from mixsiam_hub.untrusted import sha256_file
@@ -61,7 +59,7 @@ def embed_into(
     run. A row whose image is bad now goes; rows of images that are not among these stay.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Made where it does not exist; or an address, as `s3://bucket/vectors`.
         encoder: The encoder, or one whose batches a cluster computes.
         images: Of any length, iterated once, in another thread. One whose key is no Unicode is a bad image.
         model: What the encoder was opened by; None for the built-in one.
@@ -77,18 +75,17 @@ def embed_into(
         OutputError: It holds other files, cannot be written, is full, or another run is at it.
         ImageError: A bad image, with strict.
         ArgumentError: Another dtype, or a batch_size below 1.
-        MissingExtraError: pyarrow or filelock is not installed.
+        MissingExtraError: pyarrow, filelock or, for an address, fsspec is not installed.
     """
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
-    folder = Path(folder)
     manifest = ShardManifest(encoder.fingerprint, encoder.variant, model_label(encoder, model), encoder.dim, dtype)
     tally = Tally()
     states: dict[str, FileState] = {}
     stopped: BaseException | None = None
     with (
         open_shards(folder, manifest, by_content=by_content) as shards,
-        replacing(folder / ERRORS) as errors,
+        shards.place.replacing(ERRORS) as errors,
     ):
 
         def list_error(key: str, reason: str) -> None:

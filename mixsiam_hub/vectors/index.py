@@ -21,7 +21,8 @@ from mixsiam_hub.atomic import replacing, write_text
 from mixsiam_hub.errors import DataError, missing_extra
 from mixsiam_hub.untrusted import field, read_json
 from mixsiam_hub.vectors.nearest import nearest_in_blocks
-from mixsiam_hub.vectors.shards import ShardFolder, file_stamp
+from mixsiam_hub.vectors.place import LocalPlace
+from mixsiam_hub.vectors.shards import ShardFolder
 
 GRAPH = "_index.usearch"
 FACTS = "_index.json"
@@ -54,17 +55,17 @@ def open_index(folder: ShardFolder) -> VectorIndex | None:
     """Opens the index of a folder; None where it has none, or one of other shards than it has now.
 
     Raises:
-        DataError: A damaged one.
+        DataError: A damaged one, or a folder that is far away.
         MissingExtraError: usearch is not installed.
     """
     _usearch()
-    path = folder.folder / FACTS
+    path = _local(folder) / FACTS
     if not path.exists():
         return None
     facts = read_json(path, DataError)
     if (facts.get("format_version"), facts.get("built_from")) != (FORMAT_VERSION, _built_from(folder)):
         return None
-    return VectorIndex(folder.folder, float(field(facts, "recall", float, path, DataError)))
+    return VectorIndex(path.parent, float(field(facts, "recall", float, path, DataError)))
 
 
 def build_index(folder: ShardFolder, *, progress: Callable[[float], object] = lambda share: None) -> VectorIndex:
@@ -77,12 +78,13 @@ def build_index(folder: ShardFolder, *, progress: Callable[[float], object] = la
         progress: Called with the share of the work that is done.
 
     Raises:
-        DataError: The folder is empty, a shard is damaged or was changed meanwhile.
+        DataError: The folder is empty or far away, a shard is damaged or was changed meanwhile.
         OutputError: The folder cannot be written.
         MissingExtraError: usearch is not installed.
     """
+    path = _local(folder)
     if not len(folder):
-        raise DataError(f"{folder.folder} holds no vectors yet; `mixsiam embed` puts some into it")
+        raise DataError(f"{path} holds no vectors yet; `mixsiam embed` puts some into it")
     graph = _usearch().Index(ndim=folder.manifest.dim, metric="cos", dtype="f16")
     asked = np.linspace(0, len(folder) - 1, min(RECALL_QUERIES, len(folder))).round().astype(np.int64)
     queries: list[NDArray[np.float32]] = []
@@ -93,11 +95,11 @@ def build_index(folder: ShardFolder, *, progress: Callable[[float], object] = la
         first += len(block)
         progress(first / len(folder))
     recall = _recall(graph, np.concatenate(queries), folder)
-    with replacing(folder.folder / GRAPH) as temporary:
+    with replacing(path / GRAPH) as temporary:
         graph.save(temporary.name)
     facts = {"format_version": FORMAT_VERSION, "built_from": _built_from(folder), "recall": recall}
-    write_text(folder.folder / FACTS, json.dumps(facts, indent=1) + "\n")
-    return VectorIndex(folder.folder, recall)
+    write_text(path / FACTS, json.dumps(facts, indent=1) + "\n")
+    return VectorIndex(path, recall)
 
 
 def _recall(graph: Any, queries: NDArray[np.float32], folder: ShardFolder) -> float:
@@ -114,11 +116,14 @@ def _nearest(graph: Any, queries: NDArray[np.float32], k: int) -> tuple[NDArray[
 
 def _built_from(folder: ShardFolder) -> str:
     """Returns a sha256 in hex that changes with the shards and with the graph's file; "" without one."""
-    graph = folder.folder / GRAPH
-    if not graph.exists():
-        return ""
-    names = [path.name for path in folder.shards]
-    return sha256(json.dumps([names, folder.stamps, file_stamp(graph)]).encode()).hexdigest()
+    graph = folder.place.stamp(GRAPH)
+    return sha256(json.dumps([folder.shards, folder.stamps, graph]).encode()).hexdigest() if graph else ""
+
+
+def _local(folder: ShardFolder) -> Path:
+    if not isinstance(folder.place, LocalPlace):
+        raise DataError(f"{folder.place} is far away, and an index is searched where it lies; copy the folder here")
+    return folder.place.path
 
 
 def _usearch() -> Any:

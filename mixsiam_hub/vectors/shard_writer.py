@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixsiam_hub.atomic import check_new_folder, make_folder, replacing, write_text
-from mixsiam_hub.errors import DataError, OutputError, missing_extra
+from mixsiam_hub.errors import DataError, OutputError
 from mixsiam_hub.untrusted import one_line
 from mixsiam_hub.vectors.parquet_file import check_rows, pyarrow
+from mixsiam_hub.vectors.place import Place, place_of
 from mixsiam_hub.vectors.shards import (
     FORMAT_VERSION,
     LABELS,
@@ -26,7 +26,7 @@ from mixsiam_hub.vectors.shards import (
     ShardManifest,
     opened_shard,
     read_manifest,
-    shard_paths,
+    shard_stamps,
 )
 
 ROWS = 10_000
@@ -71,12 +71,16 @@ class Row:
 
 
 class ShardWriter:
-    """Adds and replaces rows of one folder. It keeps about 200 bytes for each image that has a row."""
+    """Adds and replaces rows of one folder. It keeps about 200 bytes for each image that has a row.
 
-    def __init__(self, folder: Path, manifest: ShardManifest, by_content: bool) -> None:
+    Attributes:
+        place: The folder.
+    """
+
+    def __init__(self, place: Place, manifest: ShardManifest, by_content: bool) -> None:
         """Reads which images have a row; `open_shards` calls it, under the folder's lock."""
         pa, _ = pyarrow()
-        self._folder = folder
+        self.place = place
         self._by_content = by_content
         self._dtype = np.dtype(manifest.dtype)
         self._schema = pa.schema(
@@ -95,8 +99,9 @@ class ShardWriter:
         self._pending: dict[str, Row | None] = {}  # None: its row goes.
         self._last, self._last_rows = 0, ROWS
         self._flushed_s = time.monotonic()
-        for path in shard_paths(folder):
-            self._last, self._last_rows = int(path.stem), self._remember(path)
+        self._stamps = shard_stamps(place)
+        for name in self._stamps:
+            self._last, self._last_rows = _number(name), self._remember(name)
 
     def knows(self, key: str) -> bool:
         """Tells whether an image has a row, or was claimed."""
@@ -146,14 +151,18 @@ class ShardWriter:
         pa, pq = pyarrow()
         import pyarrow.compute as pc
 
-        path = self._folder / f"{shard:06}.parquet"
+        name = f"{shard:06}.parquet"
         table = self._table({key: row for key in keys if (row := self._pending[key])})
-        if path.exists():
-            old = self._read(path)
+        if self.place.stamp(name) != self._stamps.get(name):  # Where there is no lock, this is what tells.
+            raise OutputError(f"another run has written {self.place}/{name}; let one of them end, then start it again")
+        if name in self._stamps:
+            old = self._read(name)
             is_replaced = pc.is_in(old["path"], value_set=pa.array(keys))
             table = pa.concat_tables([old.filter(pc.invert(is_replaced)), table])
-        with replacing(path, durable=True) as file:
+        with self.place.replacing(name) as file:
             pq.write_table(table, file, use_dictionary=False, compression="none", write_page_checksum=True)
+        if stamp := self.place.stamp(name):
+            self._stamps[name] = stamp
         home = shard.to_bytes(len(_NO_SHARD), "big")
         for key in keys:
             digest = _digest(key)
@@ -179,21 +188,21 @@ class ShardWriter:
             schema=self._schema,
         )
 
-    def _read(self, path: Path, columns: Sequence[str] | None = None) -> Any:
+    def _read(self, name: str, columns: Sequence[str] | None = None) -> Any:
         """Returns a shard's table."""
         _, pq = pyarrow()
-        with opened_shard(path) as file:
+        with opened_shard(self.place, name) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             schema = parquet.schema_arrow
             if not schema.equals(self._schema) or schema.metadata != self._schema.metadata:
                 raise DataError(f"its columns or their encoder are not those of {MANIFEST}")
-            check_rows(parquet, path.stat().st_size)
+            check_rows(parquet, self._stamps[name][0])
             return parquet.read(columns)
 
-    def _remember(self, path: Path) -> int:
+    def _remember(self, name: str) -> int:
         """Notes the images of a shard, and returns how many they are."""
-        table = self._read(path, ["path", "sha256", "size_bytes", "mtime_ns"])
-        shard = int(path.stem).to_bytes(len(_NO_SHARD), "big")
+        table = self._read(name, ["path", "sha256", "size_bytes", "mtime_ns"])
+        shard = _number(name).to_bytes(len(_NO_SHARD), "big")
         for key, sha256, size_bytes, mtime_ns in zip(*(column.to_pylist() for column in table.columns), strict=True):
             stamp = self._stamp(FileState(size_bytes, mtime_ns, sha256))
             self._known[_digest(key)] = (stamp or bytes(_STAMP_BYTES)) + shard
@@ -206,76 +215,61 @@ class ShardWriter:
 
 
 @contextmanager
-def open_shards(folder: Path, manifest: ShardManifest, *, by_content: bool) -> Iterator[ShardWriter]:
+def open_shards(folder: str | os.PathLike[str], manifest: ShardManifest, *, by_content: bool) -> Iterator[ShardWriter]:
     """Opens a folder to put vectors into, for this process alone.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Made where it does not exist; or an address, as `s3://bucket/vectors`.
         manifest: What is to be put into it.
         by_content: An image has changed where its sha256 has, not the size or the time of its file.
 
     Raises:
         DataError: It holds other vectors, or a damaged shard.
         OutputError: It holds other files, cannot be written, or another run is at it.
-        MissingExtraError: pyarrow or filelock is not installed.
+        MissingExtraError: pyarrow, filelock or, for an address, fsspec is not installed.
     """
     check_shard_folder(folder)
-    if (folder / MANIFEST).exists():
-        _check_same(folder, manifest)
-    make_folder(folder)
-    with _locked(folder):
-        for leftover in folder.glob(".*.tmp"):  # Of a run that was killed.
-            leftover.unlink()
-        if (folder / MANIFEST).exists():
-            _check_same(folder, manifest)
-        else:
+    place = place_of(folder)
+    _check_same(place, manifest)
+    with place.writing():
+        if not _check_same(place, manifest):
             content = {"format_version": FORMAT_VERSION} | dataclasses.asdict(manifest)
-            write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
-        yield ShardWriter(folder, read_manifest(folder), by_content)
+            with place.replacing(MANIFEST) as file:
+                file.write(f"{json.dumps(content, indent=2)}\n".encode())
+        yield ShardWriter(place, read_manifest(place), by_content)
 
 
-def check_shard_folder(folder: Path) -> None:
+def check_shard_folder(folder: str | os.PathLike[str]) -> None:
     """Refuses, before there are vectors, a place that cannot be a folder of them; leaves nothing behind.
 
     Raises:
+        DataError: An address that is not known or cannot be listed.
         OutputError: It is a file, holds files of other kinds, or cannot be made.
-        MissingExtraError: pyarrow is not installed.
+        MissingExtraError: pyarrow is not installed, or, for an address, fsspec.
     """
-    pyarrow()
-    if not folder.is_dir():
-        check_new_folder(folder)
-    elif not (folder / MANIFEST).exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise OutputError(f"{folder} holds files and no {MANIFEST}; give a new or an empty folder")
+    place = place_of(folder)
+    place.check()
+    stamps = place.stamps()
+    if stamps and MANIFEST not in stamps:
+        raise OutputError(f"{place} holds files and no {MANIFEST}; give a new or an empty folder")
 
 
-def _check_same(folder: Path, manifest: ShardManifest) -> None:
-    """Raises DataError if a folder's vectors may not stand beside others."""
-    found = read_manifest(folder)
+def _check_same(place: Place, manifest: ShardManifest) -> bool:
+    """Tells whether a folder has vectors; raises DataError if others may not stand beside them."""
+    if not place.stamp(MANIFEST):
+        return False
+    found = read_manifest(place)
     for name in ("fingerprint", "variant", "dtype", "dim"):
         if getattr(found, name) != getattr(manifest, name):
             raise DataError(
-                f"{folder} holds vectors of {name} {one_line(getattr(found, name))} (model {one_line(found.model)}), "
+                f"{place} holds vectors of {name} {one_line(getattr(found, name))} (model {one_line(found.model)}), "
                 f"not {getattr(manifest, name)}; give --out another folder, or the options that this one was made with"
             )
+    return True
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        import filelock
-    except ImportError:
-        missing_extra("filelock", "bulk")
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise OutputError(f"another run is writing to {folder}; wait until it ends, or give another folder") from None
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _number(name: str) -> int:
+    return int(name.removesuffix(".parquet"))
 
 
 def _digest(key: str) -> bytes:

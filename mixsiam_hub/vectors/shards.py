@@ -7,18 +7,20 @@
 
 A shard changes by a rename: new rows fill the last one, and the row of a changed image is replaced where it stands. So
 a process that is killed loses what it had not flushed, and no reader ever sees a row twice. Readers of Parquet pass
-over names that begin with `_` or `.`: `pandas.read_parquet(DIR)` gives the table.
+over names that begin with `_` or `.`: `pandas.read_parquet(DIR)` gives the table. DIR may be an address, as
+`s3://bucket/vectors`, where a file is sent whole in place of a rename, and where no lock is held.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -26,15 +28,18 @@ from numpy.typing import NDArray
 
 from mixsiam_hub import untrusted
 from mixsiam_hub.errors import DataError
-from mixsiam_hub.untrusted import one_line, open_regular
+from mixsiam_hub.untrusted import one_line
 from mixsiam_hub.vectors import parquet_file
 from mixsiam_hub.vectors.nearest import all_finite
+from mixsiam_hub.vectors.place import Place, Stamp, place_of
 
 MANIFEST = "_manifest.json"
 ERRORS = "_errors.jsonl"
 DTYPES = ("float32", "float16")
 FORMAT_VERSION = 1
 LABELS = ("fingerprint", "variant", "model")
+_MANIFEST_BYTES = 2**20
+"""Of a manifest, no more are read."""
 
 _T = TypeVar("_T")
 
@@ -58,18 +63,19 @@ class ShardManifest:
     dtype: str
 
 
-def read_manifest(folder: Path) -> ShardManifest:
+def read_manifest(place: Place) -> ShardManifest:
     """Reads which encoder a folder's vectors are of.
 
     Raises:
         DataError: It has no manifest, or a damaged one.
     """
-    path = folder / MANIFEST
-    if not path.exists():
+    if not place.stamp(MANIFEST):
         raise DataError(
-            f"{folder} is no folder of vectors: it has no {MANIFEST}; `mixsiam embed ... --out DIR` writes it"
+            f"{place} is no folder of vectors: it has no {MANIFEST}; `mixsiam embed ... --out DIR` writes it"
         )
-    raw = untrusted.read_json(path, DataError)
+    path = f"{place}/{MANIFEST}"
+    with place.open(MANIFEST) as file:
+        raw = untrusted.parse_json(file.read(_MANIFEST_BYTES), path, DataError)
     untrusted.one_of(raw.get("format_version"), (FORMAT_VERSION,), "format_version", path, DataError)
     untrusted.one_of(raw.get("dtype"), DTYPES, "dtype", path, DataError)
     untrusted.integer(raw.get("dim"), 1, 1 << 20, "dim", path, DataError)
@@ -77,9 +83,13 @@ def read_manifest(folder: Path) -> ShardManifest:
     return ShardManifest(**labels, dim=raw["dim"], dtype=raw["dtype"])
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """Returns a folder's shards in the order of their numbers."""
-    return sorted(folder.glob(f"{'[0-9]' * 6}.parquet"))
+def shard_stamps(place: Place) -> dict[str, Stamp]:
+    """Returns the stamps of a folder's shards by their names, in the order of their numbers.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    return {name: stamp for name, stamp in place.stamps().items() if re.fullmatch(r"[0-9]{6}\.parquet", name)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,28 +100,28 @@ class ShardFolder:
     rows may move.
 
     Attributes:
-        folder: The folder.
+        place: The folder.
         manifest: What all its vectors have in common.
-        shards: The shards in order.
-        stamps: Size in bytes and time of the last write, in nanoseconds, of each shard.
+        shards: The shards' names in order.
+        stamps: The stamp of each shard.
     """
 
-    folder: Path
+    place: Place
     manifest: ShardManifest
-    shards: Sequence[Path]
-    stamps: Sequence[tuple[int, int]]
+    shards: Sequence[str]
+    stamps: Sequence[Stamp]
 
     @classmethod
-    def open(cls, folder: Path) -> ShardFolder:
-        """Looks at which shards there are.
+    def open(cls, folder: str | os.PathLike[str]) -> ShardFolder:
+        """Looks at which shards there are, in a folder or at an address.
 
         Raises:
             DataError: It is no folder of vectors.
-            MissingExtraError: pyarrow is not installed.
+            MissingExtraError: pyarrow is not installed, or, for an address, fsspec.
         """
-        parquet_file.pyarrow()
-        shards = shard_paths(folder)
-        return cls(folder, read_manifest(folder), shards, [file_stamp(path) for path in shards])
+        place = place_of(folder)
+        manifest, stamps = read_manifest(place), shard_stamps(place)
+        return cls(place, manifest, list(stamps), list(stamps.values()))
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +145,7 @@ class ShardFolder:
         Raises:
             DataError: A shard is damaged.
         """
-        counts = [self._read(place, lambda parquet: parquet.metadata.num_rows) for place in range(len(self.shards))]
+        counts = [self._read(shard, lambda parquet: parquet.metadata.num_rows) for shard in range(len(self.shards))]
         return list(accumulate(counts))
 
     def __len__(self) -> int:
@@ -147,8 +157,8 @@ class ShardFolder:
         Raises:
             DataError: A shard is damaged, of another encoder, or was changed since the folder was opened.
         """
-        for place in range(len(self.shards)):
-            yield self._read(place, self._vectors)
+        for shard in range(len(self.shards)):
+            yield self._read(shard, self._vectors)
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Returns the paths of these rows; each of their shards is read once.
@@ -157,9 +167,9 @@ class ShardFolder:
             DataError: As `blocks`.
         """
         found: dict[int, str] = {}
-        for place, group in groupby(sorted(set(rows)), lambda row: bisect_right(self._ends, row)):
-            names = self._read(place, parquet_file.read_names)
-            start = self._ends[place - 1] if place else 0
+        for shard, group in groupby(sorted(set(rows)), lambda row: bisect_right(self._ends, row)):
+            names = self._read(shard, parquet_file.read_names)
+            start = self._ends[shard - 1] if shard else 0
             found |= {row: names[row - start] for row in group}
         return [found[row] for row in rows]
 
@@ -169,7 +179,7 @@ class ShardFolder:
         Raises:
             DataError: As `blocks`.
         """
-        columns = [self._read(place, _sha256s) for place in range(len(self.shards))]
+        columns = [self._read(shard, _sha256s) for shard in range(len(self.shards))]
         return np.concatenate([np.empty(0, "S64"), *columns])
 
     def _vectors(self, parquet: Any) -> NDArray[np.float32]:
@@ -180,23 +190,17 @@ class ShardFolder:
             raise DataError("a vector holds NaN or infinity")
         return vectors
 
-    def _read(self, place: int, read: Callable[[Any], _T]) -> _T:
+    def _read(self, shard: int, read: Callable[[Any], _T]) -> _T:
         """Reads something of a shard that is what it was when the folder was opened, and of the folder's encoder."""
-        path = self.shards[place]
-        with opened_shard(path) as file:
-            parquet, labels = parquet_file.open_columns(file, path.stat().st_size, LABELS)
-            if labels != {name: getattr(self.manifest, name) for name in LABELS}:
+        name, stamp = self.shards[shard], self.stamps[shard]
+        with opened_shard(self.place, name) as file:
+            parquet, labels = parquet_file.open_columns(file, stamp[0], LABELS)
+            if labels != {label: getattr(self.manifest, label) for label in LABELS}:
                 raise DataError(f"its vectors are not of the encoder in {MANIFEST}")
             found = read(parquet)
-        if file_stamp(path) != self.stamps[place]:
-            raise DataError(f"{path} was written by another run meanwhile; try again when that has ended")
+        if self.place.stamp(name) != stamp:
+            raise DataError(f"{self.place}/{name} was written by another run meanwhile; try again when that has ended")
         return found
-
-
-def file_stamp(path: Path) -> tuple[int, int]:
-    """Returns what changes when a file is written: its size in bytes and the time, in nanoseconds."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _sha256s(parquet: Any) -> NDArray[np.bytes_]:
@@ -204,13 +208,14 @@ def _sha256s(parquet: Any) -> NDArray[np.bytes_]:
 
 
 @contextmanager
-def opened_shard(path: Path) -> Iterator[BinaryIO]:
+def opened_shard(place: Place, name: str) -> Iterator[BinaryIO]:
     """Opens a shard; whatever goes wrong with it within says how to mend the folder."""
-    with open_regular(path, DataError) as file:
+    with place.open(name) as file:
         try:
             yield file
         except Exception as error:  # No list of what pyarrow raises would be complete.
             reason = one_line(error) or type(error).__name__
             raise DataError(
-                f"{path} is damaged or no shard: {reason}; remove it, and `mixsiam embed` embeds its images again"
+                f"{place}/{name} is damaged or no shard: {reason}; remove it, and `mixsiam embed` embeds its images "
+                "again"
             ) from error

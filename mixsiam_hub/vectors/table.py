@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mixsiam_hub.atomic import replacing
 from mixsiam_hub.errors import DataError
+from mixsiam_hub.images.finding import is_address
 from mixsiam_hub.untrusted import one_line, open_regular, quote
 from mixsiam_hub.vectors import npz_file, parquet_file
 from mixsiam_hub.vectors.nearest import all_finite
@@ -143,17 +144,17 @@ def vector_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[VectorFile
 
 
 def open_vectors(path: str | os.PathLike[str]) -> Vectors:
-    """Opens a file that `write_vectors` wrote, which is read whole, or a folder of shards, which is not.
+    """Opens a file that `write_vectors` wrote, which is read whole, or a folder or address of shards, which is not.
 
     Raises:
         DataError: As `read_vectors`; a folder's shards are checked as they are read.
         MissingExtraError: .parquet or a folder without pyarrow.
     """
-    return ShardFolder.open(Path(path)) if os.path.isdir(path) else read_vectors(path)
+    return ShardFolder.open(path) if _is_folder(path) else read_vectors(path)
 
 
 def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
-    """Reads a file that `write_vectors` wrote, or a folder of shards.
+    """Reads a file that `write_vectors` wrote, or a folder or address of shards.
 
     Types, shapes and counts are compared with the size of the file before anything is allocated, and every bit of the
     content has a checksum.
@@ -162,8 +163,7 @@ def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
         DataError: The file is absent, damaged, or not of this kind.
         MissingExtraError: .parquet or a folder without pyarrow.
     """
-    path = Path(path)
-    if path.is_dir():
+    if _is_folder(path):
         folder = ShardFolder.open(path)
         vectors = np.concatenate([np.empty((0, folder.manifest.dim), np.float32), *folder.blocks()])
         return VectorFile(vectors, folder.names(range(len(vectors))), folder.fingerprint, folder.variant, folder.model)
@@ -179,6 +179,10 @@ def read_vectors(path: str | os.PathLike[str]) -> VectorFile:
             return VectorFile(vectors, ids, **labels)
         except Exception as error:  # No list of what zipfile, numpy and pyarrow raise would be complete.
             raise DataError(f"{path} is no vector file: {one_line(error) or type(error).__name__}") from error
+
+
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    return os.path.isdir(path) or (isinstance(path, str) and is_address(path))
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
