@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from operator import itemgetter
@@ -188,9 +187,10 @@ class RemotePlace:
         with TemporaryFile() as file:
             yield file
             file.seek(0)
+            content = file.read()
             try:
                 with self._system.open_output_stream(f"{self._path}/{name}") as stream:
-                    shutil.copyfileobj(file, stream)
+                    stream.write(content)  # All at once: a stream that is closed after a part of it would keep that.
             except Exception as error:  # No list of what file systems raise would be complete.
                 reason = one_line(error) or type(error).__name__
                 raise OutputError(f"{self._address}/{name} cannot be written: {reason}") from error
