@@ -26,7 +26,7 @@ from steps import our_batches, our_step
 
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.images.samples import draw_samples
-from mixsiam_hub.training.data import blank_batch, open_images
+from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.recipe import load_recipe
 
 BATCH_SIZES = (64, 256, 512)
@@ -51,21 +51,17 @@ def main() -> None:
         raise SystemExit("there is no GPU of CUDA here")
     print(f"{command_and_machine()}, {torch.cuda.get_device_name()}\n\n| step | images/s |\n|---|---|")
     recipe = load_recipe("tiny-imagenet", ["workers=8"])
-    for precision in ("fp32", "bf16"):
-        step = our_step(recipe, precision)
-        for size in BATCH_SIZES:
-            two = blank_batch(recipe.view_plan)
-            batch = two._replace(
-                views=torch.randint(0, 256, (2, size, *two.views.shape[2:]), dtype=torch.uint8).pin_memory(),
-                lams=torch.rand(1, size, 1, 1, 1).pin_memory(),
-                pairs=two.pairs[:, :1].repeat(1, size, 1).pin_memory(),
-            )
-            rate = size / seconds_of(lambda step=step, batch=batch: step(batch), STEPS)
-            print(f"| {precision}, batch {size} | {rate:.0f} |")
     with tempfile.TemporaryDirectory() as folder:
         for name, image in draw_samples(IMAGES).items():
             image.save(Path(folder) / name)
-        batches = our_batches(open_images(folder), replace(recipe, batch_size=256))
+        images = open_images(folder)
+        for size in BATCH_SIZES:
+            batch = next(our_batches(images, replace(recipe, batch_size=size)))
+            for precision in ("fp32", "bf16"):
+                step = our_step(recipe, precision)
+                rate = size / seconds_of(lambda step=step, batch=batch: step(batch), STEPS)
+                print(f"| {precision}, batch {size} | {rate:.0f} |")
+        batches = our_batches(images, replace(recipe, batch_size=256))
         next(batches)
         start = time.perf_counter()
         count = sum(batch.size for batch in islice(batches, 20))

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.sources import ImageSet
-from mixsiam_hub.training.data import Views, open_images
+from mixsiam_hub.training.data import Order, Views, collate, open_images
 from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
 from mixsiam_hub.training.recipe import Recipe, load_recipe
 
@@ -114,13 +114,16 @@ def timed(step: Callable[[Any], object], batches: Iterable[Any]) -> float:
     return statistics.median(seconds)
 
 
-def data_core_seconds(images: ImageSet, recipe: Recipe, count: int = 1000) -> float:
-    """Returns the core-seconds that the views of one image cost, in one process."""
-    views = Views(images, recipe.view_plan, recipe.seed)
-    start = time.process_time()
-    for position in range(count):
-        views[0, position]
-    return (time.process_time() - start) / count
+def data_core_seconds(images: ImageSet, recipe: Recipe, batches: int = 16) -> float:
+    """Returns the core-seconds that the views of one image cost, in one process; half of the batches warm up."""
+    views, order = Views(images, recipe.view_plan, recipe.seed), Order(len(images), recipe.batch_size, 1, recipe.seed)
+    torch.set_num_threads(1)
+    seconds = []
+    for keys in islice(order, batches):
+        start = time.process_time()
+        collate([views[key] for key in keys]).coloured(torch.device("cpu"))
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[batches // 2 :]) / recipe.batch_size
 
 
 def main() -> None:

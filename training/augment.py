@@ -1,6 +1,7 @@
 """One random view of an image: SimSiam's augmentation (MoCo v2's), each step drawn from the view's own stream.
 
-Every number is drawn whether its step acts or not, so that switching one step off leaves the others as they were.
+Every number is drawn whether its step acts or not, so that switching one step off leaves the others as they were. The
+crop and the flip are done here, where the image is; the colours are changed by `recolour`, where the network is.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from torchvision.transforms import functional
+from PIL import Image
+
+from mixsiam_hub.training.recolour import MAX_SIGMA_PX, UNCHANGED
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
 """Range of brightness, contrast and saturation (factor 1 +- x) and of hue (+- x turns)."""
-BLUR_SIGMA_PX = (0.1, 2.0)
+BLUR_SIGMA_PX = (0.1, MAX_SIGMA_PX)
 CROP_RATIO = (3 / 4, 4 / 3)
 
 
@@ -40,8 +42,10 @@ class Augmentation:
     blur: float = 0.5
 
 
-def draw_view(image: Image.Image, how: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draws one view.
+def draw_view(
+    image: Image.Image, how: Augmentation, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Draws one view; its colours are still the image's, for `recolour` to change many at once.
 
     Args:
         image: Upright, mode RGB.
@@ -49,24 +53,18 @@ def draw_view(image: Image.Image, how: Augmentation, rng: np.random.Generator) -
         rng: The view's own stream.
 
     Returns:
-        (size_px, size_px, 3) uint8 RGB.
+        (size_px, size_px, 3) uint8 RGB; what is to be done to its colours, (COLOURS,) float32.
     """
     top, left, height, width = draw_crop(image.height, image.width, how.crop_scale, rng)
-    acts = rng.random(4) < (how.flip, how.jitter, how.grey, how.blur)
-    factors = rng.uniform(-1, 1, size=4) * JITTER
+    is_flipped, is_jittered, is_grey, is_blurred = rng.random(4) < (how.flip, how.jitter, how.grey, how.blur)
+    factors = UNCHANGED + is_jittered * (rng.uniform(-1, 1, size=4) * JITTER)
     order = rng.permutation(4)
-    sigma = rng.uniform(*BLUR_SIGMA_PX)
-
-    view = functional.resized_crop(image, top, left, height, width, [how.size_px, how.size_px], antialias=True)
-    if acts[1]:
-        view = jitter_colours(view, factors, order)
-    if acts[2]:
-        view = functional.rgb_to_grayscale(view, num_output_channels=3)
-    if acts[3]:
-        view = view.filter(ImageFilter.GaussianBlur(sigma))
-    if acts[0]:
-        view = functional.hflip(view)
-    return np.asarray(view)
+    sigma = is_blurred * rng.uniform(*BLUR_SIGMA_PX)
+    box = (left, top, left + width, top + height)
+    pixels = np.asarray(image.resize((how.size_px, how.size_px), Image.Resampling.BILINEAR, box))
+    if is_flipped:
+        pixels = pixels[:, ::-1]
+    return pixels, np.array([*factors, *order, is_grey, sigma], np.float32)
 
 
 def draw_crop(
@@ -88,20 +86,3 @@ def draw_crop(
     w = min(width, max(1, round(height * CROP_RATIO[1])))
     h = min(height, max(1, round(width / CROP_RATIO[0])))
     return (height - h) // 2, (width - w) // 2, h, w
-
-
-def jitter_colours(image: Image.Image, factors: NDArray[np.float64], order: NDArray[np.int64]) -> Image.Image:
-    """Shifts brightness, contrast, saturation and hue, in the given order.
-
-    Args:
-        image: Mode RGB.
-        factors: (4,) shifts of brightness, contrast, saturation (0 is none, -1 takes all) and hue (in turns).
-        order: (4,) permutation of 0..3.
-    """
-    for step in order:
-        if step == 3:
-            image = functional.adjust_hue(image, float(factors[3]))
-        else:
-            adjust = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)[step]
-            image = adjust(image, 1 + float(factors[step]))
-    return image

@@ -12,17 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsiam_hub.errors import DataError, ImageError, TrainingError, missing_extra
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.parquet import ParquetStore
-from mixsiam_hub.images.preprocess import byte_table
 from mixsiam_hub.images.sources import ImageSet, Item, open_source
 from mixsiam_hub.images.stream import named_error
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.augment import Augmentation, draw_view
 from mixsiam_hub.training.mixing import draw_lam, draw_pair
+from mixsiam_hub.training.recolour import COLOURS, recolour
 from mixsiam_hub.training.streams import Purpose, permutation, stream
 from mixsiam_hub.untrusted import one_line
 
@@ -182,14 +183,18 @@ class Sample(NamedTuple):
     """What is drawn of one image.
 
     Attributes:
-        views: (K, S, S, 3) uint8 RGB.
-        local_views: (V, s, s, 3) uint8 RGB.
+        views: (K, 3, S, S) uint8 RGB, in the image's colours.
+        colours: What is to be done to those, (K, COLOURS) float32.
+        local_views: (V, 3, s, s) uint8 RGB, likewise.
+        local_colours: (V, COLOURS) float32.
         lams: Weight of the first view in each mixture, (M, 1, 1, 1) or (M, 1, S, S) float32.
         pairs: Which two views each mixture is of, (M, 2) int64.
     """
 
     views: NDArray[np.uint8]
+    colours: NDArray[np.float32]
     local_views: NDArray[np.uint8]
+    local_colours: NDArray[np.float32]
     lams: NDArray[np.float32]
     pairs: NDArray[np.int64]
 
@@ -198,8 +203,10 @@ class ViewBatch(NamedTuple):
     """One step's input, of n images: as of `Sample`, with n behind the first axis.
 
     Attributes:
-        views: (K, n, S, S, 3) uint8 RGB.
-        local_views: (V, n, s, s, 3) uint8 RGB.
+        views: (K, n, 3, S, S) uint8 RGB.
+        colours: (K, n, COLOURS) float32.
+        local_views: (V, n, 3, s, s) uint8 RGB.
+        local_colours: (V, n, COLOURS) float32.
         lams: (M, n, 1, 1, 1) or (M, n, 1, S, S) float32.
         pairs: (M, n, 2) int64.
         skipped: Key of each corrupt image that was left out -> why; n + len(skipped) is this process's share of the
@@ -207,7 +214,9 @@ class ViewBatch(NamedTuple):
     """
 
     views: torch.Tensor
+    colours: torch.Tensor
     local_views: torch.Tensor
+    local_colours: torch.Tensor
     lams: torch.Tensor
     pairs: torch.Tensor
     skipped: dict[str, str]
@@ -216,6 +225,14 @@ class ViewBatch(NamedTuple):
     def size(self) -> int:
         """How many images it holds, n."""
         return self.views.shape[1]
+
+    def coloured(self, device: torch.device) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Returns views and local views on a device in their own colours, (n, 3, S, S) float32 RGB of 0 to 255."""
+        views, local_views = (
+            [recolour(view.to(device, non_blocking=True), how) for view, how in zip(pixels, colours, strict=True)]
+            for pixels, colours in ((self.views, self.colours), (self.local_views, self.local_colours))
+        )
+        return views, local_views
 
 
 class Views(Dataset[Sample | ImageError]):
@@ -247,17 +264,27 @@ class Views(Dataset[Sample | ImageError]):
 
         streams = [rng(Purpose.VIEW_1), rng(Purpose.VIEW_2)]
         streams += [rng(Purpose.MORE_VIEWS, number) for number in range(2, plan.views)]
-        views = np.stack([draw_view(image, plan.how, one) for one in streams])
-        local_views = np.empty((0, 0, 0, 3), np.uint8)
-        if plan.local_how is not None:
-            locals_ = [rng(Purpose.LOCAL_VIEWS, number) for number in range(plan.local_views)]
-            local_views = np.stack([draw_view(image, plan.local_how, one) for one in locals_])
+        views = _drawn(image, plan.how, streams)
+        local_streams = [rng(Purpose.LOCAL_VIEWS, number) for number in range(plan.local_views)]
+        local_views = _drawn(image, plan.local_how or plan.how, local_streams)
         lams, pairs = [], []
         for number in range(plan.mixtures):
             mixture_rng = rng(Purpose.MIXTURE, number)
             lams.append(draw_lam(plan.mixture, plan.lam_alpha, plan.how.size_px, mixture_rng))
             pairs.append(draw_pair(plan.views, mixture_rng))
-        return Sample(views, local_views, np.stack(lams), np.stack(pairs))
+        return Sample(*views, *local_views, np.stack(lams), np.stack(pairs))
+
+
+def _drawn(
+    image: Image.Image, how: Augmentation, streams: Sequence[np.random.Generator]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Draws a view from each stream; the second array says what is to be done to their colours."""
+    pixels = np.empty((len(streams), 3, how.size_px, how.size_px), np.uint8)
+    colours = np.empty((len(streams), COLOURS), np.float32)
+    for number, rng in enumerate(streams):
+        view, colours[number] = draw_view(image, how, rng)
+        pixels[number] = view.transpose(2, 0, 1)
+    return pixels, colours
 
 
 class Order(Sampler[list[tuple[int, int]]]):
@@ -316,20 +343,22 @@ def collate(samples: Sequence[Sample | ImageError]) -> ViewBatch:
     skipped = {sample.image: str(sample) for sample in samples if isinstance(sample, ImageError)}
     if not good:
         empty = torch.zeros(0, 0)
-        return ViewBatch(empty, empty, empty, empty, skipped)
-    views, local_views, lams, pairs = (torch.from_numpy(np.stack(column, axis=1)) for column in zip(*good, strict=True))
-    return ViewBatch(views, local_views, lams, pairs, skipped)
+        return ViewBatch(empty, empty, empty, empty, empty, empty, skipped)
+    columns = {
+        name: torch.from_numpy(np.stack([getattr(sample, name) for sample in good], axis=1)) for name in Sample._fields
+    }
+    return ViewBatch(**columns, skipped=skipped)
 
 
 def blank_batch(plan: ViewPlan) -> ViewBatch:
     """Returns two black images, for a process that has no image of a step and must not let the others wait."""
-
-    def blank(count: int, how: Augmentation) -> NDArray[np.uint8]:
-        return np.zeros((count, how.size_px, how.size_px, 3), np.uint8)
-
-    local_how = plan.local_how or plan.how
+    black = Image.new("RGB", (1, 1))
+    views, local_views = (
+        _drawn(black, how, [stream(0, Purpose.SAMPLE)] * count)
+        for how, count in ((plan.how, plan.views), (plan.local_how or plan.how, plan.local_views))
+    )
     lams, pairs = np.ones((plan.mixtures, 1, 1, 1), np.float32), np.tile(np.arange(2), (plan.mixtures, 1))
-    sample = Sample(blank(plan.views, plan.how), blank(plan.local_views, local_how), lams, pairs)
+    sample = Sample(*views, *local_views, lams, pairs)
     return collate([sample, sample])
 
 
@@ -373,12 +402,14 @@ def normalise_on_device(pixels: torch.Tensor, pre: Preprocessing) -> torch.Tenso
     """Does what `preprocess.normalise` does, to the last bit, where the pixels are.
 
     Args:
-        pixels: (N, S, S, 3) uint8 RGB.
+        pixels: (N, 3, S, S) RGB of 0 to 255, uint8 or float32.
         pre: Whose mean and std.
 
     Returns:
         (N, 3, S, S) float32, in channels_last memory.
     """
-    table = torch.from_numpy(byte_table(pre)).to(pixels.device)  # (3, 256)
-    planes = [table[channel][pixels[..., channel].int()] for channel in range(3)]  # 3 times (N, S, S)
-    return torch.stack(planes, dim=-1).permute(0, 3, 1, 2)  # (N, S, S, 3) -> (N, 3, S, S)
+    # As tensors: on a GPU torch multiplies by the reciprocal of a number.
+    mean, std, full = (
+        torch.tensor(values, device=pixels.device).reshape(-1, 1, 1) for values in (pre.mean, pre.std, [255.0])
+    )
+    return (pixels / full).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -73,7 +73,7 @@ def extract(
     network.eval()
     out = []
     for batch in filter(len, pixels):
-        x = normalise_on_device(torch.from_numpy(batch).to(device), pre)  # (n, S, S, 3) -> (n, 3, S, S)
+        x = normalise_on_device(torch.from_numpy(batch).to(device).permute(0, 3, 1, 2), pre)  # (n, 3, S, S)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             out.append(network(x).float().cpu().numpy())
     network.train(was_training)
@@ -121,7 +121,7 @@ def input_statistics(network: nn.Module, pixels: Iterable[NDArray[np.uint8]], pr
     for batch in _full_batches(pixels):
         if len(batch) < 2:
             raise DataError("BatchNorm statistics need at least two images that can be read")
-        network(normalise_on_device(torch.from_numpy(batch).to(device), pre))
+        network(normalise_on_device(torch.from_numpy(batch).to(device).permute(0, 3, 1, 2), pre))
     statistics: Statistics = {}
     for name, moments in norms.items():
         statistics[f"{name}.running_mean"] = moments.mean.float().cpu()

@@ -38,24 +38,29 @@ def preview(recipe: Recipe, out: Path) -> Path:
 def _draw(recipe: Recipe) -> Image.Image:
     recipe = with_shape_of_init(recipe)
     images = sample(open_for_training(recipe.data, recipe.val_data)[0], IMAGES, recipe.seed)
-    views = Views(images, recipe.view_plan, recipe.seed)
-    batch = collate([views[0, position] for position in range(len(images))])
+    samples = Views(images, recipe.view_plan, recipe.seed)
+    batch = collate([samples[0, position] for position in range(len(images))])
     if not batch.size:
         raise DataError(f"{recipe.data}: none of {len(images)} sampled images can be read")
-    planes = batch.views.permute(0, 1, 4, 2, 3)  # (K, n, S, S, 3) -> (K, n, 3, S, S)
+    views, local_views = batch.coloured(torch.device("cpu"))
     # Pixels mix as their normalised values do: the mixture is linear and so is the normalisation.
     mixtures = [
-        mix(pick(planes, pair[:, 0]), pick(planes, pair[:, 1]), lam).round().to(torch.uint8)
+        mix(pick(views, pair[:, 0]), pick(views, pair[:, 1]), lam)
         for lam, pair in zip(batch.lams, batch.pairs, strict=True)
     ]
-    names = [f"x{number}" for number in range(1, len(planes) + 1)]
+    names = [f"x{number}" for number in range(1, len(views) + 1)]
     tiles: list[Image.Image | None] = []
     captions = []
     for row in range(batch.size):
-        tiles += [Image.fromarray(view[row].numpy()) for view in (*batch.views, *batch.local_views)]
-        captions += names + ["local"] * len(batch.local_views)
+        tiles += [_tile(view[row]) for view in (*views, *local_views)]
+        captions += names + ["local"] * len(local_views)
         for mixture, lam, pair in zip(mixtures, batch.lams, batch.pairs, strict=True):
-            tiles.append(Image.fromarray(mixture[row].permute(1, 2, 0).numpy()))
+            tiles.append(_tile(mixture[row]))
             of = "" if len(names) == 2 else " of " + ", ".join(names[number] for number in pair[row])
             captions.append(f"x_m{of}\nlam = {lam[row].mean():.2f}")
     return image_grid(tiles, captions, columns=len(tiles) // batch.size)
+
+
+def _tile(view: torch.Tensor) -> Image.Image:
+    """Draws a view: (3, S, S) float32, 0 to 255."""
+    return Image.fromarray(view.round().byte().permute(1, 2, 0).numpy())

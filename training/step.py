@@ -75,11 +75,13 @@ class Step:
         return out if is_enough else None
 
     def _inputs(self, batch: ViewBatch) -> Inputs:
-        views, local_views, lams, pairs = (
-            [part.to(self._device, non_blocking=True) for part in column] for column in batch[:4]
+        lams, pairs = (
+            [part.to(self._device, non_blocking=True) for part in column] for column in (batch.lams, batch.pairs)
         )
         pre = self._recipe.model_config.preprocessing
-        views, local_views = ([normalise_on_device(view, pre) for view in column] for column in (views, local_views))
+        views, local_views = (
+            [normalise_on_device(view, pre) for view in column] for column in batch.coloured(self._device)
+        )
         return Inputs(views, local_views, lams, pairs)
 
 

@@ -22,6 +22,7 @@ from mixsiam_hub.training.head import behind
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on_device, random_backbone
 from mixsiam_hub.training.pictures import draw_neighbours
+from mixsiam_hub.training.recolour import recolour
 from mixsiam_hub.training.streams import Purpose, stream
 
 IMAGES = 5000
@@ -72,10 +73,10 @@ def describe(model: str, data: str, sheet: Path) -> dict[str, Geometry]:
     how = Augmentation(pre.input_px)
     parts = [pixels[:PAIRS]]
     for purpose in (Purpose.VIEW_1, Purpose.VIEW_2):
-        drawn = [
-            draw_view(Image.fromarray(square), how, stream(0, purpose, index=i)) for i, square in enumerate(parts[0])
-        ]
-        parts.append(np.stack(drawn))
+        streams = (stream(0, purpose, index=i) for i in range(len(parts[0])))
+        drawn = (draw_view(Image.fromarray(square), how, rng) for square, rng in zip(parts[0], streams, strict=True))
+        views, colours = (torch.from_numpy(np.stack(column)) for column in zip(*drawn, strict=True))
+        parts.append(recolour(views.permute(0, 3, 1, 2), colours).round().byte().permute(0, 2, 3, 1).numpy())
     backbone, head = on_device(encoder.backbone), encoder.backbone.fc
     of_network = {encoder.method if head is None else POOLED: backbone, RANDOM: random_backbone(encoder.config, images)}
     rows = {name: [_extract(network, part, pre) for part in parts] for name, network in of_network.items()}

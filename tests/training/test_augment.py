@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("torchvision", reason="needs the extra train")
+torch = pytest.importorskip("torch", reason="needs the extra train")
 
 from PIL import Image
 
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.training.augment import CROP_RATIO, Augmentation, draw_crop, draw_view
+from mixsiam_hub.training.recolour import COLOURS, recolour
 from mixsiam_hub.training.streams import Purpose, stream
 
 OFF = Augmentation(32, (1.0, 1.0), flip=0, jitter=0, grey=0, blur=0)
@@ -25,7 +26,9 @@ def picture() -> Image.Image:
 
 
 def view(how: Augmentation, index: int = 0) -> np.ndarray:
-    return draw_view(picture(), how, stream(0, Purpose.VIEW_1, 0, index))
+    pixels, colours = draw_view(picture(), how, stream(0, Purpose.VIEW_1, 0, index))
+    planes = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
+    return recolour(planes, torch.from_numpy(colours[None]))[0].permute(1, 2, 0).numpy()
 
 
 def whole_crops() -> list[int]:
@@ -85,7 +88,7 @@ def test_blur_smooths() -> None:
 def test_switching_a_step_off_leaves_the_others_as_they_were() -> None:
     both, one = replace(OFF, flip=1.0, jitter=1.0), replace(OFF, jitter=1.0)
     for index in range(5):
-        assert np.array_equal(view(both, index)[:, ::-1], view(one, index))
+        np.testing.assert_allclose(view(both, index)[:, ::-1], view(one, index), atol=1e-3)  # Of 255.
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 400), (400, 1), (80, 90), (200, 190)])
@@ -111,6 +114,8 @@ def test_crops_keep_the_ratio_within_bounds() -> None:
 
 def test_odd_images_of_every_size_give_views() -> None:
     for index, image in enumerate(draw_samples(8).values()):
-        pixels = draw_view(image, Augmentation(24), stream(0, Purpose.VIEW_2, 0, index))
+        pixels, colours = draw_view(image, Augmentation(24), stream(0, Purpose.VIEW_2, 0, index))
         assert pixels.shape == (24, 24, 3)
         assert pixels.dtype == np.uint8
+        assert colours.shape == (COLOURS,)
+        assert colours.dtype == np.float32
