@@ -20,6 +20,9 @@ JITTER = (0.4, 0.4, 0.4, 0.1)
 BLUR_SIGMA_PX = (0.1, MAX_SIGMA_PX)
 CROP_RATIO = (3 / 4, 4 / 3)
 
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -45,7 +48,7 @@ class Augmentation:
 def draw_view(
     image: Image.Image, how: Augmentation, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Draws one view; its colours are still the image's, for `recolour` to change many at once.
+    """Draws one view.
 
     Args:
         image: Upright, mode RGB.
@@ -53,28 +56,40 @@ def draw_view(
         rng: The view's own stream.
 
     Returns:
+        As `cut_view`.
+    """
+    return cut_view(image, draw_crop(image.width, image.height, how.crop_scale, rng), how, rng)
+
+
+def cut_view(
+    image: Image.Image, box: Box, how: Augmentation, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Cuts a view out of an image; its colours are still the image's, for `recolour` to change many at once.
+
+    Args:
+        image: Upright, mode RGB.
+        box: What becomes the view.
+        how: The probabilities.
+        rng: The view's own stream, from which its box was drawn.
+
+    Returns:
         (size_px, size_px, 3) uint8 RGB; what is to be done to its colours, (COLOURS,) float32.
     """
-    top, left, height, width = draw_crop(image.height, image.width, how.crop_scale, rng)
     is_flipped, is_jittered, is_grey, is_blurred = rng.random(4) < (how.flip, how.jitter, how.grey, how.blur)
     factors = UNCHANGED + is_jittered * (rng.uniform(-1, 1, size=4) * JITTER)
     order = rng.permutation(4)
     sigma = is_blurred * rng.uniform(*BLUR_SIGMA_PX)
-    box = (left, top, left + width, top + height)
     pixels = np.asarray(image.resize((how.size_px, how.size_px), Image.Resampling.BILINEAR, box))
     if is_flipped:
         pixels = pixels[:, ::-1]
     return pixels, np.array([*factors, *order, is_grey, sigma], np.float32)
 
 
-def draw_crop(
-    height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draws the box of a random resized crop, as torchvision's RandomResizedCrop does.
+def draw_crop(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """Draws the box of a random resized crop of an image, as torchvision's RandomResizedCrop does.
 
     Returns:
-        (top, left, height, width) in pixels, inside the image; the largest centred box of an allowed shape if ten
-        draws do not fit.
+        Whole pixels inside the image; the largest centred box of an allowed shape if ten draws do not fit.
     """
     areas = height * width * rng.uniform(*scale, size=10)
     ratios = np.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), size=10))
@@ -82,7 +97,9 @@ def draw_crop(
     for area, ratio in zip(areas, ratios, strict=True):
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(corner[0] * (height - h + 1)), int(corner[1] * (width - w + 1)), h, w
+            left, top = int(corner[1] * (width - w + 1)), int(corner[0] * (height - h + 1))
+            return left, top, left + w, top + h
     w = min(width, max(1, round(height * CROP_RATIO[1])))
     h = min(height, max(1, round(width / CROP_RATIO[0])))
-    return (height - h) // 2, (width - w) // 2, h, w
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

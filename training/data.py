@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsiam_hub.errors import DataError, ImageError, TrainingError, missing_extra
-from mixsiam_hub.images.load import load_image
+from mixsiam_hub.images.load import Draft, load_image
 from mixsiam_hub.images.parquet import ParquetStore
 from mixsiam_hub.images.sources import ImageSet, Item, open_source
 from mixsiam_hub.images.stream import named_error
 from mixsiam_hub.model.config import Preprocessing
-from mixsiam_hub.training.augment import Augmentation, draw_view
+from mixsiam_hub.training.augment import Augmentation, Box, cut_view, draw_crop
 from mixsiam_hub.training.mixing import draw_lam, draw_pair
 from mixsiam_hub.training.recolour import COLOURS, recolour
 from mixsiam_hub.training.streams import Purpose, permutation, stream
@@ -253,10 +254,6 @@ class Views(Dataset[Sample | ImageError]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
         epoch, position = key
         item = self.images[position]
-        try:
-            image = load_image(item.source, name=item.key)
-        except ImageError as error:
-            return named_error(item.key, error)
         plan, index = self.plan, int(self.images.indices[position])
 
         def rng(purpose: Purpose, number: int = 0) -> np.random.Generator:
@@ -264,9 +261,14 @@ class Views(Dataset[Sample | ImageError]):
 
         streams = [rng(Purpose.VIEW_1), rng(Purpose.VIEW_2)]
         streams += [rng(Purpose.MORE_VIEWS, number) for number in range(2, plan.views)]
-        views = _drawn(image, plan.how, streams)
         local_streams = [rng(Purpose.LOCAL_VIEWS, number) for number in range(plan.local_views)]
-        local_views = _drawn(image, plan.local_how or plan.how, local_streams)
+        hows = plan.views * [plan.how] + plan.local_views * [plan.local_how or plan.how]
+        try:
+            image, boxes = _load(item, list(zip(hows, streams + local_streams, strict=True)))
+        except ImageError as error:
+            return named_error(item.key, error)
+        views = _cut(image, boxes[: plan.views], plan.how, streams)
+        local_views = _cut(image, boxes[plan.views :], plan.local_how or plan.how, local_streams)
         lams, pairs = [], []
         for number in range(plan.mixtures):
             mixture_rng = rng(Purpose.MIXTURE, number)
@@ -275,14 +277,41 @@ class Views(Dataset[Sample | ImageError]):
         return Sample(*views, *local_views, np.stack(lams), np.stack(pairs))
 
 
-def _drawn(
-    image: Image.Image, how: Augmentation, streams: Sequence[np.random.Generator]
+def _load(item: Item, views: Sequence[tuple[Augmentation, np.random.Generator]]) -> tuple[Image.Image, list[Box]]:
+    """Decodes an image, a JPEG no larger than its views need; also returns the box of each view in it.
+
+    A view is never cut out of fewer pixels than it has, unless the full image has no more.
+    """
+    boxes: list[Box] = []
+
+    def short_px(width: int, height: int) -> int:
+        boxes.extend(draw_crop(width, height, how.crop_scale, rng) for how, rng in views)
+        enlarged = [
+            how.size_px / min(x1 - x0, y1 - y0) for (how, _), (x0, y0, x1, y1) in zip(views, boxes, strict=True)
+        ]
+        return math.ceil(min(width, height) * max(enlarged))
+
+    draft = Draft(short_px)
+    image = load_image(item.source, name=item.key, draft=draft)
+    if not boxes:  # It is no JPEG.
+        short_px(*image.size)
+    if not draft.box:
+        return image, boxes
+    (width, height), (left, top, right, bottom) = draft.size, draft.box
+    across, down = (right - left) / width, (bottom - top) / height
+    return image, [
+        (left + across * x0, top + down * y0, left + across * x1, top + down * y1) for x0, y0, x1, y1 in boxes
+    ]
+
+
+def _cut(
+    image: Image.Image, boxes: Sequence[Box], how: Augmentation, streams: Sequence[np.random.Generator]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Draws a view from each stream; the second array says what is to be done to their colours."""
-    pixels = np.empty((len(streams), 3, how.size_px, how.size_px), np.uint8)
-    colours = np.empty((len(streams), COLOURS), np.float32)
-    for number, rng in enumerate(streams):
-        view, colours[number] = draw_view(image, how, rng)
+    """Cuts a view out of each box; the second array says what is to be done to their colours."""
+    pixels = np.empty((len(boxes), 3, how.size_px, how.size_px), np.uint8)
+    colours = np.empty((len(boxes), COLOURS), np.float32)
+    for number, (box, rng) in enumerate(zip(boxes, streams, strict=True)):
+        view, colours[number] = cut_view(image, box, how, rng)
         pixels[number] = view.transpose(2, 0, 1)
     return pixels, colours
 
@@ -352,9 +381,9 @@ def collate(samples: Sequence[Sample | ImageError]) -> ViewBatch:
 
 def blank_batch(plan: ViewPlan) -> ViewBatch:
     """Returns two black images, for a process that has no image of a step and must not let the others wait."""
-    black = Image.new("RGB", (1, 1))
+    black, whole = Image.new("RGB", (1, 1)), (0, 0, 1, 1)
     views, local_views = (
-        _drawn(black, how, [stream(0, Purpose.SAMPLE)] * count)
+        _cut(black, count * [whole], how, count * [stream(0, Purpose.SAMPLE)])
         for how, count in ((plan.how, plan.views), (plan.local_how or plan.how, plan.local_views))
     )
     lams, pairs = np.ones((plan.mixtures, 1, 1, 1), np.float32), np.tile(np.arange(2), (plan.mixtures, 1))

@@ -67,13 +67,14 @@ class Draft:
     """Asks for a JPEG at a half, a quarter or an eighth of its size, which costs less to decode.
 
     Attributes:
-        short_px: Least length of the short edge, in pixels.
+        short_px: Least length of the short edge, in pixels; or what tells it, given the upright image's width and
+            height, which is then asked before a JPEG is decoded.
         size: (width, height) in pixels of the upright image in full, once it was loaded.
         box: (left, top, right, bottom) of the image in the reduced one, whose last row and column it may fill only in
             part; None where it was not reduced.
     """
 
-    short_px: int
+    short_px: int | Callable[[int, int], int]
     size: tuple[int, int] = (0, 0)
     box: tuple[float, float, float, float] | None = None
 
@@ -222,11 +223,14 @@ def _decode(image: Image.Image, draft: Draft | None = None) -> Image.Image:
     check_tiff(image)
     reduced = None
     if draft and isinstance(image, JpegImageFile):
-        reduced = image.draft(None, (draft.short_px, draft.short_px))
+        short_px = draft.short_px
+        if callable(short_px):
+            short_px = short_px(*_upright((width, height), _TURNS.get(_orientation(image))))
+        reduced = image.draft(None, (short_px, short_px))
     _load_pixels(image)
     turn = _TURNS.get(_orientation(image))
     if draft:
-        draft.size = (height, width) if turn in _TRANSPOSING else (width, height)
+        draft.size = _upright((width, height), turn)
         draft.box = _turned_box(reduced[1], image.size, turn) if reduced else None
     rgb = _to_rgb(image)
     if turn is None:
@@ -234,6 +238,12 @@ def _decode(image: Image.Image, draft: Draft | None = None) -> Image.Image:
     turned = rgb.transpose(turn)
     turned.info.clear()  # Else its EXIF would say that it is still to be turned.
     return turned
+
+
+def _upright(size: tuple[int, int], turn: Image.Transpose | None) -> tuple[int, int]:
+    """Returns the (width, height) of an image once it is turned."""
+    width, height = size
+    return (height, width) if turn in _TRANSPOSING else (width, height)
 
 
 def _turned_box(

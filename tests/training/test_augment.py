@@ -95,7 +95,8 @@ def test_switching_a_step_off_leaves_the_others_as_they_were() -> None:
 def test_crops_lie_inside_and_have_the_asked_area(height: int, width: int) -> None:
     areas = []
     for index in range(300):
-        top, left, h, w = draw_crop(height, width, (0.2, 1.0), stream(0, Purpose.VIEW_1, 0, index))
+        left, top, right, bottom = draw_crop(width, height, (0.2, 1.0), stream(0, Purpose.VIEW_1, 0, index))
+        w, h = right - left, bottom - top
         assert 0 <= top <= top + h <= height
         assert 0 <= left <= left + w <= width
         assert h > 0
@@ -108,8 +109,8 @@ def test_crops_lie_inside_and_have_the_asked_area(height: int, width: int) -> No
 
 def test_crops_keep_the_ratio_within_bounds() -> None:
     for index in range(300):
-        _, _, h, w = draw_crop(300, 300, (0.2, 1.0), stream(0, Purpose.VIEW_1, 0, index))
-        assert CROP_RATIO[0] * 0.97 < w / h < CROP_RATIO[1] * 1.03
+        left, top, right, bottom = draw_crop(300, 300, (0.2, 1.0), stream(0, Purpose.VIEW_1, 0, index))
+        assert CROP_RATIO[0] * 0.97 < (right - left) / (bottom - top) < CROP_RATIO[1] * 1.03
 
 
 def test_odd_images_of_every_size_give_views() -> None:

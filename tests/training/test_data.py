@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pa = pytest.importorskip("pyarrow", reason="needs the extra train")
 
 import pyarrow.parquet as pq
+from PIL import ExifTags, Image
 
 from mixsiam_hub.errors import DataError, ImageError
 from mixsiam_hub.images.load import load_image
@@ -198,6 +201,37 @@ def test_normalise_on_device_equals_the_deployed_preprocessing_to_the_last_bit()
     ours = normalise_on_device(torch.from_numpy(pixels).permute(0, 3, 1, 2), Preprocessing(8))
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert np.array_equal(ours.numpy(), normalise(pixels, Preprocessing(8)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_large_jpegs_are_decoded_smaller_and_their_views_are_the_same(tmp_path: Path, orientation: int) -> None:
+    """Against the same pixels as PNG, which are decoded in full."""
+    waves = np.sin(np.arange(600)[:, None, None] / [31, 47, 59] + np.arange(801)[None, :, None] / [43, 37, 29])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    original = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+    for name in ("jpeg", "png"):
+        (tmp_path / name).mkdir()
+    original.save(tmp_path / "jpeg/a.jpg", quality=95, exif=exif)
+    original.save(tmp_path / "png/a.png", exif=exif)
+    plan = ViewPlan(
+        Augmentation(24, crop_scale=(0.5, 1)), views=3, local_how=Augmentation(12, (0.2, 0.5)), local_views=2
+    )
+    decoded = []
+
+    def noted(*args: Any, **options: Any) -> Image.Image:
+        decoded.append(load_image(*args, **options))
+        return decoded[-1]
+
+    with patch("mixsiam_hub.training.data.load_image", noted):
+        jpeg, png = (Views(open_images(str(tmp_path / name)), plan, seed=3)[0, 0] for name in ("jpeg", "png"))
+    assert max(decoded[0].size) < 210  # A quarter.
+    assert max(decoded[1].size) == 801
+    for name in ("views", "local_views"):
+        off = np.abs(getattr(jpeg, name).astype(int) - getattr(png, name))
+        assert off.mean() < 2  # Of 255.
+        assert getattr(png, name).std() > 50
+    np.testing.assert_array_equal(jpeg.colours, png.colours)
 
 
 def class_folders(root: Path, *names: str) -> ImageSet:
