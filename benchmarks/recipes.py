@@ -79,7 +79,7 @@ class Judge:
 
 def learn(recipe: Recipe, images: ImageSet, seconds: float, precision: str) -> tuple[Backbone, Row]:
     """Trains for so many core-seconds; returns the backbone as it would be shipped, and what was seen."""
-    model = make_model(recipe).to(memory_format=torch.channels_last)
+    model = make_model(recipe)
     if recipe.init:
         load_init(model.backbone, recipe)
     step = Step(recipe, model, make_optimiser(model, recipe), precision)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import torch
-
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader
 from mixsiam_hub.training.machine import pick_device
@@ -18,7 +16,7 @@ EPOCHS = 1000
 
 def our_step(recipe: Recipe, precision: str) -> Callable[[ViewBatch], object]:
     """Returns a step on a model of random weights, on this machine's device."""
-    model = make_model(recipe).to(memory_format=torch.channels_last).to(pick_device())
+    model = make_model(recipe).to(pick_device())
     step = Step(recipe, model, make_optimiser(model, recipe), precision)
     return lambda batch: step(batch, recipe.peak_lr)
 

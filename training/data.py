@@ -435,10 +435,10 @@ def normalise_on_device(pixels: torch.Tensor, pre: Preprocessing) -> torch.Tenso
         pre: Whose mean and std.
 
     Returns:
-        (N, 3, S, S) float32, in channels_last memory.
+        (N, 3, S, S) float32, in memory as the pixels are.
     """
     # As tensors: on a GPU torch multiplies by the reciprocal of a number.
     mean, std, full = (
         torch.tensor(values, device=pixels.device).reshape(-1, 1, 1) for values in (pre.mean, pre.std, [255.0])
     )
-    return (pixels / full).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return (pixels / full).sub_(mean).div_(std)

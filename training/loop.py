@@ -134,7 +134,7 @@ class _Trainer:
         self.images = images
         self.processes = processes
         self.device = pick_device()
-        self.model = make_model(recipe).to(memory_format=torch.channels_last).to(self.device)
+        self.model = make_model(recipe).to(self.device)
         self.optimiser = make_optimiser(self.model, recipe)
         self.steps_per_epoch = len(images) // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
@@ -201,7 +201,7 @@ class _Trainer:
     def _finish(self) -> Outcome:
         write_log(self.run, self.progress.log)
         if not self.progress.statistics:
-            backbone = make_model(self.recipe).backbone.to(memory_format=torch.channels_last).to(self.device)
+            backbone = on_device(make_model(self.recipe).backbone)
             backbone.load_state_dict(self.model.backbone.state_dict())
             self.progress.statistics, self.progress.moments = measure_clean(backbone, self.images, self.recipe)
             self._save()

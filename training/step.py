@@ -9,7 +9,7 @@ import torch
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.training.convolution import use_matmul
 from mixsiam_hub.training.data import ViewBatch, blank_batch, normalise_on_device
-from mixsiam_hub.training.machine import has_amx
+from mixsiam_hub.training.machine import has_amx, memory_format
 from mixsiam_hub.training.model import Inputs, MixSiam, Objective
 from mixsiam_hub.training.processes import Processes
 from mixsiam_hub.training.recipe import Recipe
@@ -32,8 +32,8 @@ class Step:
 
         Args:
             recipe: Whose views and preprocessing.
-            model: On its device, in channels_last memory; changed in place, and by each step.
-            optimiser: As `make_optimiser` makes it.
+            model: On its device; its memory layout is changed in place, and by each step its weights.
+            optimiser: As `make_optimiser` makes it; its state follows the model's layout.
             precision: `fp32` or `bf16`.
             processes: That train together; None for this one alone.
         """
@@ -43,6 +43,8 @@ class Step:
         self._precision = precision
         self._device = next(model.parameters()).device
         self._processes = processes or Processes()
+        self._format = memory_format(precision, self._device)
+        _lay_out(model, optimiser, self._format)
         if precision == "bf16" and self._device.type == "cpu" and has_amx():
             use_matmul(model.backbone)
         self._network = self._processes.wrap(model, recipe.sync_batchnorm)
@@ -80,9 +82,20 @@ class Step:
         )
         pre = self._recipe.model_config.preprocessing
         views, local_views = (
-            [normalise_on_device(view, pre) for view in column] for column in batch.coloured(self._device)
+            [normalise_on_device(view, pre).contiguous(memory_format=self._format) for view in column]
+            for column in batch.coloured(self._device)
         )
         return Inputs(views, local_views, lams, pairs)
+
+
+@torch.no_grad()
+def _lay_out(model: MixSiam, optimiser: torch.optim.Optimizer, layout: torch.memory_format) -> None:
+    """Gives a model and its optimiser's state one layout; the fused optimiser goes by place in memory, unchecked."""
+    model.to(memory_format=layout)
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def make_model(recipe: Recipe) -> MixSiam:

@@ -1,0 +1,47 @@
+"""The memory layout of a step: what was trained in another one goes on as if it had been in this."""
+
+from __future__ import annotations
+
+import copy
+from itertools import islice
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+
+from mixsiam_hub.training.data import Order, Views, make_loader, open_images
+from mixsiam_hub.training.machine import memory_format
+from mixsiam_hub.training.recipe import load_recipe
+from mixsiam_hub.training.step import Step, make_model, make_optimiser
+
+RECIPE = load_recipe("digits", ["batch_size=8"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_and_momentum_of_another_layout_go_on(precision: str) -> None:
+    images = open_images("digits")
+    order = Order(len(images), RECIPE.batch_size, 1, seed=0)
+    first, second = islice(make_loader(Views(images, RECIPE.view_plan, 0), order, 0), 2)
+    model = make_model(RECIPE)
+    optimiser = make_optimiser(model, RECIPE)
+    step = Step(RECIPE, model, optimiser, precision)
+    step(first, lr=0.1)
+    layout = memory_format(precision, torch.device("cpu"))
+    other = torch.contiguous_format if layout == torch.channels_last else torch.channels_last
+    moved = make_model(RECIPE)
+    moved.load_state_dict(model.state_dict())
+    moved.to(memory_format=other)
+    moved_optimiser = make_optimiser(moved, RECIPE)
+    state = copy.deepcopy(optimiser.state_dict())
+    for values in state["state"].values():
+        if values["momentum_buffer"].ndim == 4:
+            values["momentum_buffer"] = values["momentum_buffer"].contiguous(memory_format=other)
+    moved_optimiser.load_state_dict(state)
+    moved_step = Step(RECIPE, moved, moved_optimiser, precision)
+    step(second, lr=0.1)
+    moved_step(second, lr=0.1)
+    for name, weights in model.state_dict().items():
+        torch.testing.assert_close(moved.state_dict()[name], weights, rtol=0, atol=0, msg=name)
+    kernel = moved.backbone.layer1[0].conv1.weight
+    assert kernel.is_contiguous(memory_format=layout)
+    assert moved_optimiser.state[kernel]["momentum_buffer"].stride() == kernel.stride()
