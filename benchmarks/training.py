@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 from unittest.mock import patch
@@ -116,7 +117,8 @@ def timed(step: Callable[[Any], object], batches: Iterable[Any]) -> float:
 
 def data_core_seconds(images: ImageSet, recipe: Recipe, batches: int = 16) -> float:
     """Returns the core-seconds that the views of one image cost, in one process; half of the batches warm up."""
-    views, order = Views(images, recipe.view_plan, recipe.seed), Order(len(images), recipe.batch_size, 1, recipe.seed)
+    views = Views(images, recipe.view_plan, recipe.seed)
+    order = Order(len(images), recipe.batch_size, batches, recipe.seed)
     torch.set_num_threads(1)
     seconds = []
     for keys in islice(order, batches):
@@ -131,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="training images, as mixsiam train takes them")
     parser.add_argument("--lightly", action="store_true", help="also measure lightly")
+    parser.add_argument("--photos", help="also measure two 96 px views of these images")
     parser.add_argument("--steps", type=int, default=8, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -155,6 +158,10 @@ def main() -> None:
             f"| {name} | {recipe.batch_size / middle:.1f} | {rates[0]:.1f} to {rates[-1]:.1f} | {first / middle:.2f} |"
         )
     print(f"\nTwo views of an image: {1000 * data_core_seconds(images, recipe):.2f} core-ms")
+    if arguments.photos:
+        photos = open_images(arguments.photos)
+        large = replace(recipe, input_size=96, blur=0.5, batch_size=min(16, len(photos)))
+        print(f"Two 96 px views of a photo: {1000 * data_core_seconds(photos, large):.1f} core-ms")
 
 
 if __name__ == "__main__":
