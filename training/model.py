@@ -13,6 +13,7 @@ from torch import nn
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.training.losses import coding_rate, discriminative_target, negative_cosine
 from mixsiam_hub.training.mixing import mix, pick
+from mixsiam_hub.training.processes import rows_of_all
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -126,7 +127,7 @@ class MixSiam(nn.Module):
                 loss_mix = sum(drawn[1:], start=drawn[0]) / len(drawn)
                 loss = loss_sim + self.w * loss_mix
         if self.coding_rate:
-            rates = [coding_rate(z) for z in zs]
+            rates = [coding_rate(rows_of_all(z.float())) for z in zs]
             loss = loss - self.coding_rate * sum(rates[1:], start=rates[0]) / len(rates)
         return Objective(loss, loss_sim.detach(), loss_mix.detach(), zs[0].detach().float(), target)
 

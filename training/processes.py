@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from mixsiam_hub.errors import MixsiamError
@@ -89,6 +90,30 @@ class Processes:
             raise box[0]
         result: T = box[0]
         return result
+
+
+def rows_of_all(z: torch.Tensor) -> torch.Tensor:
+    """Returns the rows of all processes, (N, D), for a loss of the whole batch; alone, z itself.
+
+    All must call it, in the pass that `Processes.wrap` averages the gradients of. Each gives its own rows their share
+    of the gradient, so that the average is that of one process with all images.
+
+    Args:
+        z: This process's rows, (n, D) float32.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return z
+    count = distributed.get_world_size()
+    lengths = [torch.empty(1, dtype=torch.int64) for _ in range(count)]
+    distributed.all_gather(lengths, torch.tensor([len(z)]))  # Between CPUs: no GPU is waited for.
+    longest = max(int(length) for length in lengths)
+    parts = [z.new_empty(longest, z.shape[1]) for _ in range(count)]
+    distributed.all_gather(parts, functional.pad(z.detach(), (0, 0, 0, longest - len(z))))
+    rows = [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+    own = z.view_as(z)
+    own.register_hook(lambda gradient: count * gradient)  # type: ignore[no-untyped-call]
+    rows[distributed.get_rank()] = own
+    return torch.cat(rows)
 
 
 @contextmanager
