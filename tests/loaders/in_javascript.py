@@ -1,16 +1,20 @@
-"""The JavaScript loaders of a model folder, run for real: Node, and a headless Chromium; files in, vectors out."""
+"""What runs in Node and in a headless Chromium, run for real: loaders of a model folder, and embedding-atlas."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "js"
 NODE_SAMPLE = ROOT / "examples" / "node"
 PAGE = ROOT / "examples" / "browser"
+
+EMBEDDING_ATLAS = Path(sys.executable).with_name("embedding-atlas")
 
 TIME_LIMIT_S = 900
 OLDEST_NODE = 20
@@ -35,12 +41,14 @@ def missing(route: str) -> str | None:
     """Says what a route lacks on this machine, and the command that brings it.
 
     Args:
-        route: A key of BARS.
+        route: A key of BARS, or `atlas`.
     """
     if _node_version() < OLDEST_NODE:
         return f"needs Node {OLDEST_NODE} or newer with npm; install it from nodejs.org or your system's packages"
-    if route == "browser" and not shutil.which("chromium"):
+    if route in ("browser", "atlas") and not shutil.which("chromium"):
         return "needs Chromium; run: apt-get install chromium"
+    if route == "atlas" and not EMBEDDING_ATLAS.is_file():
+        return "needs embedding-atlas; run: pip install embedding-atlas"
     folders = {"node": [NODE_SAMPLE], "browser": [SCRIPTS, PAGE]}.get(route, [SCRIPTS])
     bare = [folder.relative_to(ROOT).as_posix() for folder in folders if not (folder / "node_modules").is_dir()]
     return (
@@ -148,6 +156,46 @@ def visit(
             "dropped": [str(path) for path in dropped],
         }
         return _run(SCRIPTS / "visit.mjs", json.dumps(request))[0]
+
+
+def atlas(table: Path, ready: str) -> str:
+    """Opens a table of `mixsiam map` in embedding-atlas.
+
+    Args:
+        table: A Parquet file.
+        ready: A text that the page shows once it has read the table.
+
+    Returns:
+        The text of the page.
+
+    Raises:
+        RuntimeError: It does not show it.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--x", "x", "--y", "y", "--neighbors", "neighbors", "--port", str(port), "--no-auto-port"]
+    command = [str(EMBEDDING_ATLAS), str(table), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            _wait_for(url)
+            request = {"chromium": shutil.which("chromium"), "url": url, "ready": ready}
+            return str(_run(SCRIPTS / "atlas.mjs", json.dumps(request))[0]["text"])
+        finally:
+            server.terminate()
+
+
+def _wait_for(url: str) -> None:
+    """Waits until a server answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(url):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"nothing answers at {url}")
 
 
 def _run(script: Path, *arguments: Path | str) -> list[dict[str, Any]]:
