@@ -46,7 +46,8 @@ def recolour(pixels: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
         (_blur, sigma[:, 0] != 0, (sigma,)),
     )
     views = pixels.float()
-    at_once = len(pixels) if views.is_cuda else -(-_CPU_PIXELS // math.prod(pixels.shape[2:]))
+    height, width = pixels.shape[2:]
+    at_once = max(1, len(pixels) if views.is_cuda else _CPU_PIXELS // (height * width))
     for change, acts, amounts in changes:
         rows = acts.nonzero()[:, 0]
         for start in range(0, len(rows), at_once):

@@ -22,7 +22,6 @@ import click
 from mixsiam_hub import __version__
 from mixsiam_hub.backends.choose import AUTO, BACKENDS, DEVICES, MIN_COSINE, PRECISIONS
 from mixsiam_hub.errors import MixsiamError, missing_extra
-from mixsiam_hub.images.finding import is_address
 
 if TYPE_CHECKING:
     from mixsiam_hub import ImageEncoder
@@ -40,6 +39,8 @@ class _Place(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns a Path, or the address."""
+        from mixsiam_hub.images.finding import is_address
+
         return value if is_address(value) else super().convert(value, param, ctx)
 
 
