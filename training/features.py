@@ -17,7 +17,7 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.images.stream import DecodedBatch, decode_batches
 from mixsiam_hub.model.config import Preprocessing
-from mixsiam_hub.training.data import normalise_on_device, sample
+from mixsiam_hub.training.data import sample
 
 BATCH_SIZE = 256
 STATISTICS_IMAGES = 4096
@@ -51,6 +51,23 @@ def read_batches(images: ImageSet, pre: Preprocessing, decode: str = "exact") ->
 def in_batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Cuts (n, S, S, 3) pixels into batches of BATCH_SIZE and a last one of what is left."""
     return [pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE)]
+
+
+def normalise_on_device(pixels: torch.Tensor, pre: Preprocessing) -> torch.Tensor:
+    """Does what `preprocess.normalise` does, to the last bit, where the pixels are.
+
+    Args:
+        pixels: (N, 3, S, S) RGB of 0 to 255, uint8 or float32.
+        pre: Whose mean and std.
+
+    Returns:
+        (N, 3, S, S) float32, in memory as the pixels are.
+    """
+    # As tensors: on a GPU torch multiplies by the reciprocal of a number.
+    mean, std, full = (
+        torch.tensor(values, device=pixels.device).reshape(-1, 1, 1) for values in (pre.mean, pre.std, [255.0])
+    )
+    return (pixels / full).sub_(mean).div_(std)
 
 
 @torch.inference_mode()

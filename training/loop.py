@@ -29,7 +29,7 @@ from mixsiam_hub.training.checkpoint import (
     run_recipe,
     save_checkpoint,
 )
-from mixsiam_hub.training.data import Order, ViewBatch, Views, make_loader, open_for_training
+from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import extract, in_batches
 from mixsiam_hub.training.head import behind
 from mixsiam_hub.training.init import Origin, load_init, with_shape_of_init
@@ -43,6 +43,7 @@ from mixsiam_hub.training.provenance import provenance
 from mixsiam_hub.training.recipe import OF_INIT, OF_INIT_KEYS, Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
 from mixsiam_hub.training.step import Step, cosine_lr, make_model, make_optimiser
+from mixsiam_hub.training.views import Order, ViewBatch, Views, make_loader
 
 logger = logging.getLogger(__name__)
 

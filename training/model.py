@@ -127,7 +127,7 @@ class MixSiam(nn.Module):
                 loss_mix = sum(drawn[1:], start=drawn[0]) / len(drawn)
                 loss = loss_sim + self.w * loss_mix
         if self.coding_rate:
-            rates = [coding_rate(rows_of_all(z.float())) for z in zs]
+            rates = [coding_rate(z) for z in rows_of_all(torch.cat(zs, dim=1).float()).chunk(len(zs), dim=1)]
             loss = loss - self.coding_rate * sum(rates[1:], start=rates[0]) / len(rates)
         return Objective(loss, loss_sim.detach(), loss_mix.detach(), zs[0].detach().float(), target)
 

@@ -10,10 +10,11 @@ from PIL import Image
 from mixsiam_hub.atomic import make_folder, replacing
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sheet import image_grid
-from mixsiam_hub.training.data import Views, collate, open_for_training, sample
+from mixsiam_hub.training.data import open_for_training, sample
 from mixsiam_hub.training.init import with_shape_of_init
 from mixsiam_hub.training.mixing import mix, pick
 from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.views import Views, collate
 
 IMAGES = 8
 

@@ -15,9 +15,9 @@ from mixsiam_hub.errors import RecipeError, missing_extra
 from mixsiam_hub.model.config import ARCHITECTURES, INTERPOLATIONS, MAX_INPUT_PX, ModelConfig, Preprocessing
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.training.augment import Augmentation
-from mixsiam_hub.training.data import ViewPlan
 from mixsiam_hub.training.losses import TARGETS
 from mixsiam_hub.training.mixing import MIXTURES
+from mixsiam_hub.training.views import ViewPlan
 from mixsiam_hub.untrusted import parsing, quote, read_bytes
 
 OF_INIT = "init"

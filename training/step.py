@@ -8,11 +8,12 @@ import torch
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.training.convolution import use_matmul
-from mixsiam_hub.training.data import ViewBatch, blank_batch, normalise_on_device
+from mixsiam_hub.training.features import normalise_on_device
 from mixsiam_hub.training.machine import has_amx, memory_format
 from mixsiam_hub.training.model import Inputs, MixSiam, Objective
 from mixsiam_hub.training.processes import Processes
 from mixsiam_hub.training.recipe import Recipe
+from mixsiam_hub.training.views import ViewBatch, blank_batch
 
 MOMENTUM = 0.9
 

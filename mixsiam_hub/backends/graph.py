@@ -92,9 +92,8 @@ def _open_session(folder: ModelFolder, name: str, device: str, threads: int, ope
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # Errors only: what concerns a user is raised.
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # Threads that wait leave CPUs to decoding.
+    # Threads that wait leave their CPUs to decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
     if openvino is not None:
         use_openvino(options, openvino, threads)

@@ -54,7 +54,7 @@ def resize_and_crop(image: Image.Image, pre: Preprocessing, draft: Draft | None 
     return np.asarray(image)
 
 
-def byte_table(pre: Preprocessing) -> NDArray[np.float32]:
+def _byte_table(pre: Preprocessing) -> NDArray[np.float32]:
     """Returns what each of the 256 values of a byte becomes in each channel, (3, 256) float32.
 
     Scaled to [0, 1], the mean subtracted, divided by the std: in torchvision's order of operations, so that the last
@@ -78,7 +78,7 @@ def normalise(pixels: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.float
     """
     # Looking values up is as fast as arithmetic on the whole image.
     out = np.empty((*pixels.shape[:-3], 3, *pixels.shape[-3:-1]), np.float32)
-    for channel, table in enumerate(byte_table(pre)):
+    for channel, table in enumerate(_byte_table(pre)):
         out[..., channel, :, :] = table.take(pixels[..., channel])
     return out
 

@@ -21,9 +21,10 @@ from small_run import OVERRIDES, assert_same_run, before_each_step, recipe, tell
 
 from mixsiam_hub.errors import TrainingError
 from mixsiam_hub.training.checkpoint import read_checkpoint
-from mixsiam_hub.training.data import Order, Views, make_loader, open_images
+from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.loop import train
 from mixsiam_hub.training.recipe import load_recipe
+from mixsiam_hub.training.views import Order, Views, make_loader
 
 
 class Stop(Exception):

@@ -23,7 +23,7 @@ from mixsiam_hub.images.sources import Item
 from mixsiam_hub.vectors import shard_writer
 from mixsiam_hub.vectors.bulk import Tally, embed_into
 from mixsiam_hub.vectors.index import open_index
-from mixsiam_hub.vectors.place import place_of
+from mixsiam_hub.vectors.place import Place, place_of
 from mixsiam_hub.vectors.shard_writer import FileState, Row, ShardWriter, open_shards
 from mixsiam_hub.vectors.shards import ERRORS, MANIFEST, ShardFolder, ShardManifest
 from mixsiam_hub.vectors.table import read_vectors
@@ -59,6 +59,12 @@ def put(shards: ShardWriter, key: str) -> None:
     assert shards.claim(key, FileState())
     shards.put(key, Row(np.ones(2, np.float32), 4, 6, FileState()))
     shards.flush()
+
+
+def stop_halfway(place: Place) -> None:
+    with place.replacing("a") as file:
+        file.write(b"part")
+        raise RuntimeError
 
 
 def test_the_rows_are_those_of_a_folder_here(encoder: ImageEncoder, far: str, tmp_path: Path) -> None:
@@ -133,9 +139,8 @@ def test_what_cannot_be_sent_leaves_what_was_there(far: str, monkeypatch: pytest
     ):
         file.write(b"part")
     monkeypatch.undo()
-    with pytest.raises(RuntimeError), place.replacing("a") as file:  # noqa: PT012
-        file.write(b"part")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        stop_halfway(place)
     assert files() == {"a": b"whole"}
 
 
