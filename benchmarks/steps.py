@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.machine import pick_device
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.recipe import Recipe
 from mixsiam_hub.training.step import Step, make_model, make_optimiser
-from mixsiam_hub.training.views import Order, ViewBatch, Views, make_loader
+from mixsiam_hub.training.views import ViewBatch, Views, make_loader
 
 EPOCHS = 1000
 """More than a benchmark reaches."""

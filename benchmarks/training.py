@@ -26,8 +26,9 @@ from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.recipe import Recipe, load_recipe
-from mixsiam_hub.training.views import Order, Views, collate
+from mixsiam_hub.training.views import Views, collate
 
 
 class _LightlyStep:

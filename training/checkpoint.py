@@ -46,6 +46,7 @@ class Progress:
         sums: The unfinished epoch's sums, by name of the log field.
         log: The lines of log.jsonl.
         data: Which images the run is trained on, and validated on; see `runs.data_identity`.
+        lanes: Processes that the run began with, and workers of each: with them images far away come in the same order.
         unreadable: Key of each corrupt image met so far -> why it was left out.
         statistics: The backbone's BatchNorm statistics on clean training images; empty until training has ended.
         moments: Of the pooled features of clean training images, for the head; None until training has ended, and
@@ -57,6 +58,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    lanes: tuple[int, int] = (1, 1)
     unreadable: dict[str, str] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
     moments: Moments | None = None
@@ -76,6 +78,7 @@ def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         "sums": progress.sums,
         "log": json.dumps(progress.log, allow_nan=False),
         "data": progress.data,
+        "lanes": progress.lanes,
         "unreadable": progress.unreadable,
         "statistics": progress.statistics,
         "moments": progress.moments and progress.moments._asdict(),
@@ -103,6 +106,7 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
         lacks = sorted(missing) if isinstance(state, dict) else "all fields"
         raise DataError(f"{path} is no checkpoint of this version of mixsiam train: it lacks {lacks}")
     state.setdefault("moments", None)  # A run of before there were heads.
+    state.setdefault("lanes", (1, 1))  # Of before images came from afar.
     return state
 
 
@@ -116,7 +120,7 @@ def load_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
     with parsing(run / CHECKPOINT_FILE, DataError, f"a checkpoint of {RECIPE_FILE} beside it"):
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        names = ("step", "seconds", "sums", "data", "unreadable", "statistics")
+        names = ("step", "seconds", "sums", "data", "lanes", "unreadable", "statistics")
         moments = state["moments"] and Moments(**state["moments"])
         return Progress(log=json.loads(state["log"]), moments=moments, **{name: state[name] for name in names})
 

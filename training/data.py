@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.errors import DataError, missing_extra
-from mixsiam_hub.images.parquet import ParquetStore
 from mixsiam_hub.images.sources import ImageSet, Item, open_source
 from mixsiam_hub.training.streams import Purpose, permutation
 
@@ -67,8 +66,6 @@ def open_images(spec: str) -> ImageSet:
     if part not in ("", "train", "val"):
         raise DataError(f"{spec}: the part behind :: is {part!r}; allowed are train and val")
     images = ImageSet.of(DIGITS, Digits()) if where == DIGITS else open_source(where)
-    if isinstance(images.store, ParquetStore):
-        images.store.preload()  # Before workers are forked, which read in no order.
     if part:
         order = permutation(len(images), 0, Purpose.SPLIT)
         held_out = len(order) // HELD_OUT

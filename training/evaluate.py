@@ -7,21 +7,24 @@ The test images choose nothing: k, the probe's regularisation and the preprocess
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
-from mixsiam_hub.errors import DataError
+from mixsiam_hub.errors import DataError, ImageError
+from mixsiam_hub.images.kinds import ImageSource, path_or_bytes
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, RANDOM, RAW, WHITENED, Accuracy, Evaluation
 from mixsiam_hub.model.tensors import fingerprint
-from mixsiam_hub.training.cache import Cache, content_digest
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images
 from mixsiam_hub.training.features import extract, read_batches
 from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
@@ -30,6 +33,8 @@ from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on_device, random_backbone
 from mixsiam_hub.training.probe import probe_accuracy
 from mixsiam_hub.training.recipe import data_name
+from mixsiam_hub.untrusted import sha256_file
+from mixsiam_hub.user_cache import ArrayCache, cache_folder
 
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
@@ -52,7 +57,7 @@ class Features:
     test_labels: NDArray[np.int64]
 
 
-def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Cache | None = None) -> Evaluation:
+def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: ArrayCache | None = None) -> Evaluation:
     """Evaluates an encoder and its floors: raw pixels and random weights. Classes are compared by name.
 
     Args:
@@ -76,7 +81,7 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ca
     backbone, config, method = encoder.backbone, encoder.config, encoder.method
     before = _identity(backbone, config)
     networks = {RANDOM: random_backbone(config, train_images), method: on_device(backbone)}
-    features = _features(networks, sets, classes, config, cache or Cache())
+    features = _features(networks, sets, classes, config, cache or ArrayCache(cache_folder() / "features"))
     own, n_train, n_test = method, len(features[method].train), len(features[method].test)
     if backbone.fc is not None:
         own = EMBEDDING
@@ -138,30 +143,28 @@ def _features(
     sets: tuple[ImageSet, ImageSet],
     classes: Sequence[str],
     config: ModelConfig,
-    cache: Cache,
+    cache: ArrayCache,
 ) -> dict[str, Features]:
     """Returns raw pixels and each network's features of both sets, every image decoded once."""
     pre = config.preprocessing
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in (RAW, *networks)}
     labels = []
     for images in sets:
-        content = content_digest(images)
-        keys = {
-            name: (_identity(network, config), content, evaluation_precision()) for name, network in networks.items()
-        }
-        known = {name: features for name, key in keys.items() if (features := cache.get(*key)) is not None}
+        of_images = (_content_digest(images), evaluation_precision(), PIL.__version__, torch.__version__)
+        keys = {name: (_identity(network, config), *of_images) for name, network in networks.items()}
+        known = {name: kept["features"] for name, key in keys.items() if (kept := cache.get(*key))}
         found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts if name not in known}
-        kept = []
+        read = []
         for batch in read_batches(images, pre):
             if not len(batch.indices):
                 continue
-            kept.append(batch.indices)
+            read.append(batch.indices)
             for name, batches in found.items():
                 if name == RAW:
                     batches.append(raw_pixels(batch.pixels))
                 else:
                     batches.append(extract(networks[name], [batch.pixels], pre, evaluation_precision()))
-        labels.append(class_numbers(images, classes)[np.concatenate(kept)])
+        labels.append(class_numbers(images, classes)[np.concatenate(read)])
         for name, features in known.items():
             if len(features) != len(labels[-1]):
                 raise DataError(f"{images.name}: other images can be read than last time; delete {cache.folder}")
@@ -169,7 +172,7 @@ def _features(
         for name, batches in found.items():
             parts[name].append(np.concatenate(batches))
             if name != RAW:
-                cache.put(parts[name][-1], *keys[name])
+                cache.put({"features": parts[name][-1]}, *keys[name])
     return {name: Features(train, labels[0], test, labels[1]) for name, (train, test) in parts.items()}
 
 
@@ -182,3 +185,21 @@ def _labelled(spec: str) -> ImageSet:
 
 def _identity(backbone: Backbone, config: ModelConfig) -> str:
     return fingerprint({name: tensor.cpu().numpy() for name, tensor in backbone.state_dict().items()}, config)
+
+
+def _content_digest(images: ImageSet) -> str:
+    """Returns a sha256 in hex of the encoded images themselves, in order."""
+    digest = hashlib.sha256()
+    for item in images:
+        digest.update(_digest(item.source).encode())
+    return digest.hexdigest()
+
+
+def _digest(source: ImageSource) -> str:
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
+    try:
+        found = path_or_bytes(source)
+        return sha256_file(found, ImageError) if isinstance(found, str) else hashlib.sha256(found).hexdigest()
+    except (ImageError, OSError) as error:  # One that cannot be read is left out of the features too.
+        return str(error)

@@ -37,13 +37,15 @@ from mixsiam_hub.training.log import finite, write_log, write_scalars
 from mixsiam_hub.training.machine import pick_device, pick_precision
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, explain, health_of, target_bias, verdict, z_std
 from mixsiam_hub.training.networks import on_device
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.pictures import CURVES_PICTURE, draw_curves, draw_neighbours
 from mixsiam_hub.training.processes import Processes, joined, sigterm_noted
 from mixsiam_hub.training.provenance import provenance
 from mixsiam_hub.training.recipe import OF_INIT, OF_INIT_KEYS, Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
+from mixsiam_hub.training.shards import ShardReader, lanes_of
 from mixsiam_hub.training.step import Step, cosine_lr, make_model, make_optimiser
-from mixsiam_hub.training.views import Order, ViewBatch, Views, make_loader
+from mixsiam_hub.training.views import ViewBatch, Views, make_loader
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ def _check_fit(recipe: Recipe, processes: Processes) -> None:
 def _prepare(recipe: Recipe, run: Path, processes: Processes) -> _Trainer:
     """Does all that can fail before the first step."""
     torch.set_num_threads(recipe.threads or max(1, available_cpus() // processes.on_this_machine))
-    train_images, val_images = open_for_training(recipe.data, recipe.val_data)
+    train_images, val_images = processes.first(lambda: open_for_training(recipe.data, recipe.val_data))
     if len(train_images) < recipe.batch_size:
         raise DataError(
             f"{recipe.data} has {len(train_images)} training images, fewer than batch_size = {recipe.batch_size}; "
@@ -156,7 +158,7 @@ class _Trainer:
             return progress
         if self.recipe.init:
             self.origin = load_init(self.model.backbone, self.recipe)
-        return Progress(data=data)
+        return Progress(data=data, lanes=(self.processes.count, max(1, self.recipe.workers)))
 
     def _precision(self) -> str:
         """A run keeps the precision that it began with, wherever it goes on."""
@@ -232,6 +234,8 @@ class _Trainer:
         recipe, step, processes = self.recipe, self.progress.step, self.processes
         if self._has_collapsed():
             return
+        parts, turns = self.progress.lanes
+        lanes = lanes_of(self.images, recipe.batch_size, recipe.seed, parts, turns)
         order = Order(
             len(self.images),
             recipe.batch_size,
@@ -240,8 +244,10 @@ class _Trainer:
             step,
             rank=processes.rank,
             processes=processes.count,
+            arrangement=lanes,
         )
-        loader = make_loader(Views(self.images, recipe.view_plan, recipe.seed), order, recipe.workers)
+        shards = ShardReader(self.images, order) if lanes else None
+        loader = make_loader(Views(self.images, recipe.view_plan, recipe.seed, shards), order, recipe.workers)
         with tqdm(
             total=self.total_steps, initial=step, unit="step", desc=self.run.name, disable=not processes.is_first
         ) as bar:

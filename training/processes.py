@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from mixsiam_hub.errors import MixsiamError
 from mixsiam_hub.training.machine import pick_device
 
 T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=1)
+"""For another process, which may be indexing shards far away; one that ends is noticed at once, by torchrun."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def joined() -> Iterator[Processes]:
     device = pick_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backends, timeout=LONGEST_WAIT)
     try:
         yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
     finally:

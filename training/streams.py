@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     SAMPLE = 5
     MORE_VIEWS = 6
     LOCAL_VIEWS = 7
+    BUFFER = 8
 
 
 def stream(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0, number: int = 0) -> np.random.Generator:

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from mixsiam_hub.errors import ImageError, TrainingError
+from mixsiam_hub.errors import DataError, ImageError, TrainingError
 from mixsiam_hub.images.load import Draft, load_image
+from mixsiam_hub.images.parquet import ParquetStore
 from mixsiam_hub.images.sources import ImageSet, Item
 from mixsiam_hub.images.stream import named_error
 from mixsiam_hub.training.augment import Augmentation, Box, cut_view, draw_crop
 from mixsiam_hub.training.mixing import draw_lam, draw_pair
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.recolour import COLOURS, recolour
-from mixsiam_hub.training.streams import Purpose, permutation, stream
+from mixsiam_hub.training.shards import ShardReader
+from mixsiam_hub.training.streams import Purpose, stream
 from mixsiam_hub.untrusted import one_line
 
 
@@ -105,24 +108,32 @@ class ViewBatch(NamedTuple):
         return views, local_views
 
 
-class Views(Dataset[Sample | ImageError]):
-    """The sample of an (epoch, position), a pure function of the seed; an ImageError for a corrupt image."""
+class Views(Dataset[Sample | ImageError | DataError]):
+    """The sample of an (epoch, position), a pure function of the seed.
 
-    def __init__(self, images: ImageSet, plan: ViewPlan, seed: int) -> None:
+    In its place an ImageError for a corrupt image, and a DataError where images can no longer be had.
+    """
+
+    def __init__(self, images: ImageSet, plan: ViewPlan, seed: int, shards: ShardReader | None = None) -> None:
         """Takes what determines the views.
 
         Args:
             images: The training images.
             plan: What is drawn of each.
             seed: Of the run.
+            shards: What reads the images; None to read each by itself.
         """
         self.images = images
         self.plan = plan
         self.seed = seed
+        self._shards = shards
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError | DataError:
         epoch, position = key
-        item = self.images[position]
+        try:
+            item = self._shards.item(epoch, position) if self._shards else self.images[position]
+        except DataError as error:
+            return error
         plan, index = self.plan, int(self.images.indices[position])
 
         def rng(purpose: Purpose, number: int = 0) -> np.random.Generator:
@@ -185,60 +196,21 @@ def _cut(
     return pixels, colours
 
 
-class Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position) from a step on: each epoch shuffled anew, its last incomplete batch left out.
+def collate(samples: Sequence[Sample | ImageError | DataError]) -> ViewBatch:
+    """Stacks the readable samples of a batch.
 
-    Of several processes each has its own part of every batch, all of the same size.
+    Raises:
+        DataError: One of them is such an error.
     """
-
-    def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        first_step: int = 0,
-        *,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        """Takes what determines the order.
-
-        Args:
-            images: How many there are.
-            batch_size: Images a step, over all processes; a multiple of their number.
-            epochs: Passes over the images.
-            seed: Of the run.
-            first_step: To go on from.
-            rank: Number of this process, from 0.
-            processes: How many there are.
-        """
-        self.images = images
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.seed = seed
-        self.first_step = first_step
-        self.share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps = self.images // self.batch_size
-        epoch = -1
-        for step in range(self.first_step, self.epochs * steps):
-            if step // steps != epoch:
-                epoch = step // steps
-                order = permutation(self.images, self.seed, Purpose.ORDER, epoch)
-            start = step % steps * self.batch_size
-            batch = order[start : start + self.batch_size]
-            yield [(epoch, int(position)) for position in batch[self.share]]
-
-    def __len__(self) -> int:
-        return self.epochs * (self.images // self.batch_size) - self.first_step
-
-
-def collate(samples: Sequence[Sample | ImageError]) -> ViewBatch:
-    """Stacks the readable samples of a batch."""
-    good = [sample for sample in samples if not isinstance(sample, ImageError)]
-    skipped = {sample.image: str(sample) for sample in samples if isinstance(sample, ImageError)}
+    good: list[Sample] = []
+    skipped: dict[str, str] = {}
+    for sample in samples:
+        if isinstance(sample, DataError):
+            raise sample
+        if isinstance(sample, ImageError):
+            skipped[sample.image] = str(sample)
+        else:
+            good.append(sample)
     if not good:
         empty = torch.zeros(0, 0)
         return ViewBatch(empty, empty, empty, empty, empty, empty, skipped)
@@ -264,19 +236,25 @@ def make_loader(views: Views, order: Order, workers: int) -> Iterator[ViewBatch]
     """Yields the batches of a whole run, or of what is left of it.
 
     Raises:
+        DataError: Images can no longer be had.
         TrainingError: One of the workers was killed.
     """
+    if isinstance(views.images.store, ParquetStore):
+        views.images.store.preload()  # Before workers are forked, which read in no order.
     loader = DataLoader(
         views,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         multiprocessing_context=_start_method() if workers else None,
         worker_init_fn=_leave_sigterm,
         pin_memory=torch.cuda.is_available(),
     )
     try:
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -284,6 +262,14 @@ def make_loader(views: Views, order: Order, workers: int) -> Iterator[ViewBatch]
             f"a worker that decodes images ended: {one_line(error)}; if the system is out of memory, --resume with "
             "fewer: --set workers=1"
         ) from error
+
+
+def _collate(samples: Sequence[Sample | ImageError | DataError]) -> ViewBatch | DataError:
+    """Hands the error over: what a worker raises would arrive with a page of its stack."""
+    try:
+        return collate(samples)
+    except DataError as error:
+        return error
 
 
 def _leave_sigterm(worker: int) -> None:

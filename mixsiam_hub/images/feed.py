@@ -12,8 +12,9 @@ from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES, Unreadable
 from mixsiam_hub.images.parquet import ParquetStore
 from mixsiam_hub.images.remote import RemoteImage, open_address
 from mixsiam_hub.images.sources import Item
-from mixsiam_hub.images.tar import TarImage, images_in
+from mixsiam_hub.images.tar import TarImage
 from mixsiam_hub.images.tar_headers import read_members
+from mixsiam_hub.images.tar_index import images_in
 from mixsiam_hub.untrusted import open_regular
 
 

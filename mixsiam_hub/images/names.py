@@ -32,6 +32,13 @@ class Names(Sequence[str]):
             ends.append(len(joined))
         return cls(bytes(joined), np.array(ends, np.int64))
 
+    @classmethod
+    def joined_of(cls, parts: Sequence[Names]) -> Names:
+        """Returns the names of all parts, one part behind the other."""
+        starts = np.cumsum([0, *(len(part.joined) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]  # No part begins at the last.
+        return cls(b"".join(part.joined for part in parts), np.concatenate(ends))
+
     def __len__(self) -> int:
         return len(self.ends)
 

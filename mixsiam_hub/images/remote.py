@@ -13,6 +13,19 @@ from mixsiam_hub.images.tar_headers import Reader
 from mixsiam_hub.untrusted import parsing
 
 _SKIPPED_AT_ONCE = 2**20
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "blob_id",
+    "mtime",
+    "created",
+    "LastModified",
+    "Last-Modified",
+    "last_modified",
+    "updated",
+)
+"""How the file systems of fsspec call what tells two versions of a file apart."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +55,9 @@ class RemoteImage:
 class _Forward:
     """A file that is only ever read on, by as much as was asked for."""
 
-    def __init__(self, file: Reader) -> None:
+    def __init__(self, file: Reader, start: int) -> None:
         self._file = file
-        self._at = 0
+        self._at = start
 
     def seek(self, offset: int, /) -> object:
         """Reads up to a position; where the file ends before, all later reads are empty."""
@@ -63,19 +76,59 @@ class _Forward:
 
 
 @contextmanager
-def open_address(address: str, error: type[DataError | ImageError] = DataError) -> Iterator[Reader]:
-    """Opens a file to be read on from its start.
+def open_address(address: str, error: type[DataError | ImageError] = DataError, start: int = 0) -> Iterator[Reader]:
+    """Opens a file to be read on.
 
     Args:
         address: Of the file.
         error: What to raise.
+        start: Where reading begins, in bytes; what lies before is not fetched where the server sends parts of a file.
 
     Raises:
         DataError: Or of kind `error`: it is not there, may not be read, or needs a package that is not installed.
         MissingExtraError: fsspec is not installed.
     """
     with parsing(address, error), fsspec().open(address, "rb") as file:
-        yield _Forward(file)
+        can_start = start > 0 and file.seekable()
+        if can_start:
+            file.seek(start)
+        forward = _Forward(file, start if can_start else 0)
+        forward.seek(start)
+        yield forward
+
+
+def read_range(address: str, start: int, size: int) -> bytes:
+    """Fetches a part of a file.
+
+    Args:
+        address: Of the file.
+        start: Of the part, in bytes.
+        size: Of the part, in bytes.
+
+    Raises:
+        ImageError: It cannot be fetched.
+        MissingExtraError: fsspec is not installed.
+    """
+    with parsing(address, ImageError):
+        system, path = fsspec().core.url_to_fs(address)
+        data: bytes = system.cat_file(path, start=start, end=start + size)
+    if len(data) != size:
+        raise ImageError(f"{address} has another length by now, or its server sends no parts of files; copy it here")
+    return data
+
+
+def version(address: str) -> tuple[int | None, list[str]]:
+    """Returns a file's length in bytes, None where the server does not say, and what changes when it is replaced.
+
+    Raises:
+        DataError: It is not there, may not be read, or needs a package that is not installed.
+        MissingExtraError: fsspec is not installed.
+    """
+    with parsing(address, DataError):
+        system, path = fsspec().core.url_to_fs(address)
+        info = system.info(path)
+    size = info.get("size")
+    return size, [f"{name}={info[name]}" for name in ("size", *_VERSIONS) if info.get(name)]
 
 
 def matches(address: str) -> list[str]:

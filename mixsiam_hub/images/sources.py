@@ -145,14 +145,15 @@ def open_source(specs: str | Sequence[str], column: str | None = None) -> ImageS
         specs: Each a file, taken whatever its suffix; a folder, searched to any depth for image suffixes, hidden files
             and folders left out; a Parquet file or a tar, or a folder that holds such and no images; a list of such
             files, one path a line, in a `.txt` or, for `-`, on standard input; or a glob (`**` and `~` work), whose
-            matches count by suffix as a folder's do. A name that exists is never read as a glob.
+            matches count by suffix as a folder's do. A name that exists is never read as a glob. A tar may be far away
+            (an address that fsspec knows, as `s3://bucket/shard.tar`): it is fetched once, to see what is in it.
             Of a single folder whose every image lies in a sub-folder, the first sub-folder's name is the class.
         column: The Parquet column of encoded images; None for `image`.
 
     Raises:
-        DataError: An input that stands for no image, a Parquet file without that column, a damaged tar, an address, or
-            a column and no Parquet file.
-        MissingExtraError: Parquet, and pyarrow is not installed.
+        DataError: An input that stands for no image, a Parquet file without that column, a damaged tar, the address
+            of anything but a tar, or a column and no Parquet file.
+        MissingExtraError: Parquet, and pyarrow is not installed; an address, and fsspec is not.
     """
     given = [specs] if isinstance(specs, str) else list(specs)
     search = Search(given)
@@ -160,7 +161,7 @@ def open_source(specs: str | Sequence[str], column: str | None = None) -> ImageS
     stores: list[Store] = []
     suffixes: set[str] = set()
     for suffix, paths in groupby(search.files(lists_once=True), shard_suffix):
-        stores.append(_store(suffix, map(_local, paths), search, str(root) if root else "", column))
+        stores.append(_store(suffix, paths, search, str(root) if root else "", column))
         suffixes.add(suffix)
     if column is not None and PARQUET_SUFFIX not in suffixes:
         raise DataError(f"{', '.join(given)}: no Parquet file, so that there is no column {column!r}; leave it out")
@@ -175,17 +176,15 @@ def _store(suffix: str, paths: Iterable[str], search: Search, root: str, column:
     from mixsiam_hub.images.tar import TarStore
 
     if suffix == PARQUET_SUFFIX:
-        return ParquetStore(paths, column)
+        return ParquetStore(map(_local, paths), column)
     if suffix == TAR_SUFFIX:
         tars = TarStore.of(paths)
         search.left_out += tars.left_out
         return tars
-    return FileStore.of(paths, root)
+    return FileStore.of(map(_local, paths), root)
 
 
 def _local(path: str) -> str:
     if is_address(path):
-        raise DataError(
-            f"{path}: what is far away is read from its start to its end only; copy the file here and give its path"
-        )
+        raise DataError(f"{path}: of what is far away only tars are read in any order; copy it here and give its path")
     return path

@@ -1,25 +1,24 @@
-"""Images in tars, as WebDataset shards hold them: files of one name up to its first dot are one sample."""
+"""Images in tars, as WebDataset shards hold them, each read where it lies."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixsiam_hub.errors import DataError, ImageError
-from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES, is_image_path
+from mixsiam_hub.images.finding import is_address
+from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES
 from mixsiam_hub.images.names import Names
+from mixsiam_hub.images.remote import read_range
+from mixsiam_hub.images.remote_tars import index_remote
 from mixsiam_hub.images.sources import Item
-from mixsiam_hub.images.tar_headers import Member, Reader, read_members
+from mixsiam_hub.images.tar_index import NO_CLASS, TarIndex
 from mixsiam_hub.untrusted import open_file, open_regular
-
-_MAX_CLASS_BYTES = 200
-_UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class TarImage:
     """An image in a tar, read when it is asked for.
 
     Attributes:
-        path: The tar.
+        path: The tar's, or its address.
         offset: Where the image begins in it, in bytes.
         size: Of the image, in bytes.
     """
@@ -40,11 +39,13 @@ class TarImage:
         """Returns the encoded image.
 
         Raises:
-            ImageError: It is too long, or the tar has become shorter since it was searched.
+            ImageError: It is too long, the tar has become shorter since it was searched, or cannot be had from afar.
             OSError: The tar is gone or locked.
         """
         if self.size > MAX_IMAGE_BYTES:
             raise ImageError(f"it has {self.size} bytes; at most {MAX_IMAGE_BYTES} are read")
+        if is_address(self.path):
+            return read_range(self.path, self.offset, self.size)
         with open_file(self.path) as file:
             file.seek(self.offset)
             data = file.read(self.size)
@@ -55,17 +56,17 @@ class TarImage:
 
 @dataclass(frozen=True, eq=False)
 class TarStore:
-    """The images in tars; their headers are read once, and each image where it lies.
+    """The images in tars, here or far away; their headers are read once, and each image where it lies.
 
     Attributes:
-        paths: The tars.
+        paths: The tars, and addresses of tars.
         names: Of the images in them, n.
         offsets: (n,) int64, where each begins in its tar, in bytes.
         sizes: (n,) int64, in bytes.
         ends: (tars,) int64: how many images there are up to the end of each tar.
-        numbers: (n,) int32: places in `classes`, from the `.cls` of each sample; -1 where there is none.
+        numbers: (n,) int32: places in `classes`; -1 where an image has none.
         classes: Names of classes.
-        left_out: Members that are no image: other files, links, files with holes, and a name's second file.
+        left_out: Members that are no image.
     """
 
     paths: Sequence[str]
@@ -79,47 +80,62 @@ class TarStore:
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> TarStore:
-        """Reads the headers.
+        """Reads the headers; of a tar far away, all of it, unless that was done before.
 
         Args:
             paths: At least one.
 
         Raises:
             DataError: A file that is no tar, or damaged; or there is no image in any of them.
+            MissingExtraError: An address, and fsspec is not installed.
         """
-        scan = _Scan()
-        names = Names.of(scan.names(paths))
+        paths = list(paths)
+        far = index_remote([path for path in paths if is_address(path)])
+        tars = [far[path] if is_address(path) else _index(path) for path in paths]
+        names = Names.joined_of([tar.names for tar in tars])
         if not len(names):
-            raise DataError(f"{', '.join(scan.paths[:3])}: no image inside; an image is known by its suffix")
+            raise DataError(f"{', '.join(paths[:3])}: no image inside; an image is known by its suffix")
+        classes: dict[str, int] = {}
+        numbers = []
+        for tar in tars:
+            places = [classes.setdefault(name, len(classes)) for name in tar.classes]
+            numbers.append(np.array([*places, NO_CLASS], np.int32)[tar.numbers])  # NO_CLASS, -1, takes the last.
         return cls(
-            scan.paths,
+            paths,
             names,
-            np.array(scan.offsets, np.int64),
-            np.array(scan.sizes, np.int64),
-            np.array(scan.ends, np.int64),
-            np.array(scan.numbers, np.int32),
-            list(scan.classes),
-            scan.left_out,
+            np.concatenate([tar.offsets for tar in tars]),
+            np.concatenate([tar.sizes for tar in tars]),
+            np.cumsum([len(tar.names) for tar in tars]),
+            np.concatenate(numbers),
+            list(classes),
+            sum(tar.left_out for tar in tars),
         )
 
     @property
     def has_labels(self) -> bool:
         """Whether every image has a class."""
-        return bool((self.numbers != _UNKNOWN).all())
+        return bool((self.numbers != NO_CLASS).all())
+
+    @property
+    def is_far(self) -> bool:
+        """Whether some of the tars are far away, where reading on is fast and reading here and there is slow."""
+        return any(map(is_address, self.paths))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Item:
-        name = self.names[index]
-        path = self.paths[int(np.searchsorted(self.ends, index, "right"))]
-        source = TarImage(path, int(self.offsets[index]), int(self.sizes[index]))
-        return Item(f"{path}#{name}", source, self.label(index))
+        source = TarImage(self.paths[self.tar_of(index)], int(self.offsets[index]), int(self.sizes[index]))
+        return Item(f"{source.path}#{self.names[index]}", source, self.label(index))
+
+    def tar_of(self, index: int) -> int:
+        """Returns the place in `paths` of the tar that an image lies in."""
+        return int(np.searchsorted(self.ends, index, "right"))
 
     def label(self, index: int) -> str | None:
         """The text in the `.cls` of its sample."""
         number = int(self.numbers[index])
-        return None if number == _UNKNOWN else self.classes[number]
+        return None if number == NO_CLASS else self.classes[number]
 
     def identity(self) -> bytes:
         """Digest of the tars' names, and of the names and sizes of the images."""
@@ -132,74 +148,6 @@ class TarStore:
         return digest.digest()
 
 
-class _Scan:
-    """What was read of the headers so far; the attributes are as in TarStore."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        self.offsets, self.sizes, self.ends, self.numbers = array("q"), array("q"), array("q"), array("i")
-        self.classes: dict[str, int] = {}
-        self.left_out = 0
-
-    def names(self, paths: Iterable[str]) -> Iterator[str]:
-        """Yields the names of the images, and records what else there is to know of each."""
-        for path in paths:
-            self.paths.append(path)
-            with open_regular(path, DataError) as file:
-                yield from self._of_tar(file, path, os.fstat(file.fileno()).st_size)
-            self.ends.append(len(self.offsets))
-
-    def _of_tar(self, file: Reader, path: str, size_bytes: int) -> Iterator[str]:
-        seen: set[str] = set()
-        sample, first, number = "", len(self.offsets), _UNKNOWN
-        for member in read_members(file, path, size_bytes):
-            if is_hidden(member.name):
-                continue
-            if sample != (sample := _sample(member.name)):
-                first, number = len(self.offsets), _UNKNOWN
-            if member.name == f"{sample}.cls" and member.is_file:
-                number = self._class_number(file, member)
-                for index in range(first, len(self.offsets)):
-                    self.numbers[index] = number
-            elif is_image(member) and member.name not in seen:
-                seen.add(member.name)
-                self.offsets.append(member.offset)
-                self.sizes.append(member.size)
-                self.numbers.append(number)
-                yield member.name
-            else:
-                self.left_out += 1
-
-    def _class_number(self, file: Reader, member: Member) -> int:
-        if member.size > _MAX_CLASS_BYTES:
-            return _UNKNOWN
-        file.seek(member.offset)
-        name = file.read(member.size).decode("utf-8", "replace").strip()
-        if name in ("", "-1") or not name.isprintable():
-            return _UNKNOWN
-        return self.classes.setdefault(name, len(self.classes))
-
-
-def images_in(members: Iterable[Member]) -> Iterator[Member]:
-    """Yields the images among a tar's members, of several under one name the first, as TarStore has them."""
-    seen: set[str] = set()
-    for member in members:
-        if is_image(member) and member.name not in seen:
-            seen.add(member.name)
-            yield member
-
-
-def is_image(member: Member) -> bool:
-    """Tells an image, by the suffix, from what else lies in a tar."""
-    return member.is_file and is_image_path(member.name) and not is_hidden(member.name)
-
-
-def is_hidden(name: str) -> bool:
-    """Tells whether a member, or a folder that it lies in, is hidden, as those are that macOS adds."""
-    return any(part.startswith(".") and part != "." for part in name.split("/"))
-
-
-def _sample(name: str) -> str:
-    """Returns a name up to the first dot behind its last slash."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+def _index(path: str) -> TarIndex:
+    with open_regular(path, DataError) as file:
+        return TarIndex.of(file, path, os.fstat(file.fileno()).st_size)

@@ -1,8 +1,9 @@
-"""Images as the bytes of a file."""
+"""Images as the bytes of a file, and files as the bytes of a tar."""
 
 from __future__ import annotations
 
 import io
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -19,4 +20,15 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     """The image as a file of a kind that Pillow writes; options are its plugin's."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    """The files as a tar, by their names."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as written:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            written.addfile(info, io.BytesIO(content))
     return buffer.getvalue()

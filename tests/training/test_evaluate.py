@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, RANDOM, RAW, WHITENED, Evaluation, Whitening
 from mixsiam_hub.training import evaluate as evaluation
-from mixsiam_hub.training.cache import Cache
 from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.evaluate import Features, evaluate
 from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, whitening
 from mixsiam_hub.training.probe import probe_accuracy
+from mixsiam_hub.user_cache import ArrayCache
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +132,7 @@ def test_features_are_taken_from_the_cache_while_nothing_changed(
 ) -> None:
     train = write_classes(tmp_path / "train", dog=[120] * 8, fox=[220] * 8)
     test = write_classes(tmp_path / "test", dog=[120] * 6, fox=[220] * 6)
-    cache, runs = Cache(tmp_path / "cache"), []
+    cache, runs = ArrayCache(tmp_path / "cache"), []
     extract = evaluation.extract
     monkeypatch.setattr(evaluation, "extract", lambda *args: runs.append(args) or extract(*args))
     first = evaluate(str(digits_run), train, test, probe=False, cache=cache)
@@ -149,17 +148,3 @@ def test_features_are_taken_from_the_cache_while_nothing_changed(
         path.write_bytes(path.read_bytes()[:100])  # Damaged: as if it were not there.
     evaluate(str(digits_run), train, test, probe=False, cache=cache)
     assert len(runs) == 10
-
-
-def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, features = Cache(tmp_path), np.zeros((10, 10), np.float32)
-    monkeypatch.setattr("mixsiam_hub.training.cache.MAX_BYTES", 1200)  # Two of 400 bytes and a header each.
-    cache.put(features, "a")
-    cache.put(features + 1, "b")
-    for seconds, key in enumerate("ab"):
-        os.utime(cache._path([key]), (seconds, seconds))
-    assert cache.get("a") is not None
-    cache.put(features + 2, "c")
-    assert cache.get("b") is None
-    np.testing.assert_array_equal(cache.get("a"), features)
-    np.testing.assert_array_equal(cache.get("c"), features + 2)

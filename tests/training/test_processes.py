@@ -24,9 +24,9 @@ from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.training import loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from mixsiam_hub.training.loop import _check_fit
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.processes import Processes
 from mixsiam_hub.training.recipe import load_recipe
-from mixsiam_hub.training.views import Order
 
 CHANGES = ["workers=0", "precision=fp32", "stop_after=0", "lr=0.003"]
 ENDED = {0, EXIT_COLLAPSED}

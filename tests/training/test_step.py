@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.machine import memory_format
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.recipe import load_recipe
 from mixsiam_hub.training.step import Step, make_model, make_optimiser
-from mixsiam_hub.training.views import Order, Views, make_loader
+from mixsiam_hub.training.views import Views, make_loader
 
 RECIPE = load_recipe("digits", ["batch_size=8"])
 

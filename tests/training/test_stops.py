@@ -23,8 +23,9 @@ from mixsiam_hub.errors import TrainingError
 from mixsiam_hub.training.checkpoint import read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.loop import train
+from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.recipe import load_recipe
-from mixsiam_hub.training.views import Order, Views, make_loader
+from mixsiam_hub.training.views import Views, make_loader
 
 
 class Stop(Exception):

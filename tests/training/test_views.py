@@ -23,7 +23,8 @@ from mixsiam_hub.training import views as views_module
 from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.features import normalise_on_device
-from mixsiam_hub.training.views import Order, ViewBatch, ViewPlan, Views, collate, make_loader
+from mixsiam_hub.training.order import Order
+from mixsiam_hub.training.views import ViewBatch, ViewPlan, Views, collate, make_loader
 
 HOW = Augmentation(16)
 

@@ -6,12 +6,11 @@ import io
 import itertools
 import os
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from encoding import encoded
+from encoding import encoded, tar
 from PIL import Image
 
 from mixsiam_hub.errors import DataError, ImageError, MissingExtraError
@@ -24,14 +23,8 @@ def picture(level: int) -> bytes:
     return encoded(Image.new("L", (4, 3), level))
 
 
-def tar(levels: range) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as written:
-        for level in levels:
-            info = tarfile.TarInfo(f"{level}.png")
-            info.size = len(picture(level))
-            written.addfile(info, io.BytesIO(picture(level)))
-    return buffer.getvalue()
+def shard(levels: range) -> bytes:
+    return tar({f"{level}.png": picture(level) for level in levels})
 
 
 @pytest.fixture
@@ -41,8 +34,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(picture(level))
     (tmp_path / "shards").mkdir()
-    for shard in range(2):
-        (tmp_path / f"shards/{shard}.tar").write_bytes(tar(range(10 * shard, 10 * shard + 3)))
+    for number in range(2):
+        (tmp_path / f"shards/{number}.tar").write_bytes(shard(range(10 * number, 10 * number + 3)))
     (tmp_path / "list.txt").write_text("in/b.png\n\nshards/1.tar\r\nin/a/1.png")
     return tmp_path
 
@@ -62,7 +55,7 @@ def test_keys_and_order_are_those_of_the_index(specs: list[str], folder: Path) -
 
 def test_images_are_counted_without_being_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("in/a/1.png").write_bytes(b"no image")
-    Path("shards/0.tar").write_bytes(tar(range(3))[:1556])  # Cut off within its second image: it counts as none.
+    Path("shards/0.tar").write_bytes(shard(range(3))[:1556])  # Cut off within its second image: it counts as none.
     assert count_source(["in", "shards"]) == 5 + 3
     assert count_source(["in", "-"]) is None
     assert count_source(["in", "memory://bucket/0.tar"]) is None
@@ -111,7 +104,7 @@ def test_endless_lists_do_not_end_before_use(folder: Path, monkeypatch: pytest.M
 
 
 def test_what_cannot_be_read_is_an_item_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("shards/0.tar").write_bytes(tar(range(3))[:1556])
+    Path("shards/0.tar").write_bytes(shard(range(3))[:1556])
     items = {item.key: item for item in stream_source(["shards", "in/b.png"])}
     good = [f"shards/1.tar#{level}.png" for level in (10, 11, 12)]
     assert list(items) == ["shards/0.tar#0.png", "shards/0.tar", *good, "in/b.png"]
@@ -141,8 +134,8 @@ def far() -> Iterator[str]:
     """Addresses of fsspec's file system in memory."""
     fsspec = pytest.importorskip("fsspec", reason="needs the extra bulk")
     system = fsspec.filesystem("memory")
-    for shard in range(2):
-        system.pipe(f"/bucket/{shard}.tar", tar(range(10 * shard, 10 * shard + 3)))
+    for number in range(2):
+        system.pipe(f"/bucket/{number}.tar", shard(range(10 * number, 10 * number + 3)))
     system.pipe("/bucket/one.png", picture(77))
     yield "memory://bucket"
     system.rm("/bucket", recursive=True)
@@ -150,7 +143,7 @@ def far() -> Iterator[str]:
 
 def test_addresses_of_images_and_tars(far: str, folder: Path) -> None:
     shards = [
-        (f"{far}/{shard}.tar#{level}.png", level) for shard in (0, 1) for level in range(10 * shard, 10 * shard + 3)
+        (f"{far}/{number}.tar#{level}.png", level) for number in (0, 1) for level in range(10 * number, 10 * number + 3)
     ]
     assert pixels(stream_source([f"{far}/0.tar", f"{far}/1.tar"])) == shards
     assert [level for _, level in pixels(stream_source(f"{far}/*.tar"))] == [level for _, level in shards]
@@ -161,7 +154,7 @@ def test_addresses_of_images_and_tars(far: str, folder: Path) -> None:
 def test_far_files_that_cannot_be_used_are_named(far: str) -> None:
     fsspec = pytest.importorskip("fsspec", reason="needs the extra bulk")
     system = fsspec.filesystem("memory")
-    system.pipe("/bucket/cut.tar", tar(range(3))[:1556])
+    system.pipe("/bucket/cut.tar", shard(range(3))[:1556])
     for name, reason in [("cut.tar", "is cut off"), ("absent.tar", "cannot be read"), ("absent.png", "cannot be read")]:
         *_, last = stream_source(f"{far}/{name}")
         with pytest.raises(ImageError, match=rf"{name}.* {reason}"):
@@ -169,8 +162,8 @@ def test_far_files_that_cannot_be_used_are_named(far: str) -> None:
     (parquet,) = stream_source(f"{far}/a.parquet")
     with pytest.raises(ImageError, match="copy the file here"):
         load_image(parquet.source)
-    with pytest.raises(DataError, match=r"0\.tar: .*copy the file here"):
-        open_source(f"{far}/0.tar")
+    with pytest.raises(DataError, match=r"one\.png: .*copy it here"):
+        open_source(f"{far}/one.png")
 
 
 def test_far_files_need_the_extra(far: str, monkeypatch: pytest.MonkeyPatch) -> None:

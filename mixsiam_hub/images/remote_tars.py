@@ -1,0 +1,69 @@
+"""Indices of tars far away: what is in them is found by fetching each once, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mixsiam_hub.errors import DataError
+from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES
+from mixsiam_hub.images.names import Names
+from mixsiam_hub.images.remote import open_address, version
+from mixsiam_hub.images.tar_index import TarIndex
+from mixsiam_hub.user_cache import ArrayCache, cache_folder
+
+AT_ONCE = 8
+"""Tars that are fetched at a time; their servers are waited for, not the CPU."""
+_FORM = "1"
+"""Of what is kept; another when it changes."""
+
+
+def index_remote(addresses: Sequence[str]) -> dict[str, TarIndex]:
+    """Returns what is in each of these tars, with a progress bar on a terminal.
+
+    Args:
+        addresses: Of the tars. One that was indexed before, and not replaced since, is not fetched.
+
+    Raises:
+        DataError: One cannot be fetched, is damaged, or no tar.
+        MissingExtraError: fsspec is not installed.
+    """
+    if not addresses:
+        return {}
+    pool = ThreadPoolExecutor(min(AT_ONCE, len(addresses)))
+    try:
+        found = pool.map(_index, addresses)
+        bar = tqdm(found, "indexing", len(addresses), unit="tar", leave=False, disable=None)
+        return dict(zip(addresses, bar, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _index(address: str) -> TarIndex:
+    cache = ArrayCache(cache_folder() / "tars")
+    size_bytes, versions = version(address)
+    key = (_FORM, address, *versions)
+    if kept := cache.get(*key):
+        names = Names(kept["joined"].tobytes(), kept["ends"])
+        offsets, sizes, numbers = (kept[name] for name in ("offsets", "sizes", "numbers"))
+        return TarIndex(names, offsets, sizes, numbers, kept["classes"].tolist(), int(kept["left_out"]))
+    with open_address(address) as file:
+        index = TarIndex.of(file, address, size_bytes)
+    if (longest := int(index.sizes.max(initial=0))) > MAX_IMAGE_BYTES:
+        raise DataError(f"{address}: an image has {longest} bytes; at most {MAX_IMAGE_BYTES} are fetched")
+    arrays: dict[str, NDArray[Any]] = {
+        "joined": np.frombuffer(index.names.joined, np.uint8),
+        "ends": index.names.ends,
+        "offsets": index.offsets,
+        "sizes": index.sizes,
+        "numbers": index.numbers,
+        "classes": np.array(index.classes, np.str_),
+        "left_out": np.array(index.left_out),
+    }
+    cache.put(arrays, *key)
+    return index
