@@ -38,14 +38,15 @@ def read_batches(images: ImageSet, pre: Preprocessing, decode: str = "exact") ->
     Raises:
         DataError: Not one of them can be read; once all were tried.
     """
-    good = 0
+    good, first = 0, ""
     with tqdm(total=len(images), desc=images.name, unit="image", leave=False, disable=None) as bar:
         for batch in decode_batches(images, pre, batch_size=BATCH_SIZE, workers=available_cpus(), decode=decode):
             good += len(batch.indices)
+            first = first or next(map(str, batch.errors.values()), "")
             yield batch
             bar.update(len(batch.indices) + len(batch.errors))
     if not good:
-        raise DataError(f"{images.name}: none of {len(images)} images can be read")
+        raise DataError(f"{images.name}: none of {len(images)} images can be read; the first: {first}")
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

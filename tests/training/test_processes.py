@@ -17,12 +17,15 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
+from encoding import encoded, tar
+from PIL import Image
 from small_run import OVERRIDES
 
 from mixsiam_hub.cli.group import EXIT_COLLAPSED, EXIT_RESUME
 from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.training import loop
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from mixsiam_hub.training.data import Digits
 from mixsiam_hub.training.loop import _check_fit
 from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.processes import Processes
@@ -89,6 +92,20 @@ def test_two_processes_write_one_run(run_of_two: Path) -> None:
     assert all(line["skipped"] == 0 for line in lines[1:])
     assert read_checkpoint(run_of_two)["step"] == 8
     assert read_checkpoint(run_of_two)["statistics"]
+
+
+@pytest.mark.slow
+def test_two_processes_read_tars_by_address(tmp_path: Path) -> None:
+    digits = Digits()
+    for number in range(3):
+        members = {f"{i}.png": encoded(Image.fromarray(digits[i].source)) for i in range(60 * number, 60 * number + 60)}
+        (tmp_path / f"{number}.tar").write_bytes(tar(members))
+    run = tmp_path / "run"
+    done = finish(command(run, f"data='file://{tmp_path}/*.tar'", "val_data=''", "workers=1"))
+    assert done.returncode in ENDED, done.stderr
+    state = read_checkpoint(run)
+    assert (state["step"], state["lanes"]) == (8, (2, 1))
+    assert not state["unreadable"]
 
 
 def test_losses_equal_those_of_a_single_process(tmp_path: Path) -> None:
