@@ -97,23 +97,24 @@ def open_address(address: str, error: type[DataError | ImageError] = DataError, 
         yield forward
 
 
-def read_range(address: str, start: int, size: int) -> bytes:
+def read_range(address: str, start: int, size: int, error: type[DataError | ImageError] = ImageError) -> bytes:
     """Fetches a part of a file.
 
     Args:
         address: Of the file.
         start: Of the part, in bytes.
         size: Of the part, in bytes.
+        error: What to raise.
 
     Raises:
-        ImageError: It cannot be fetched.
+        ImageError: Or of kind `error`: it cannot be fetched.
         MissingExtraError: fsspec is not installed.
     """
-    with parsing(address, ImageError):
+    with parsing(address, error):
         system, path = fsspec().core.url_to_fs(address)
         data: bytes = system.cat_file(path, start=start, end=start + size)
     if len(data) != size:
-        raise ImageError(f"{address} has another length by now, or its server sends no parts of files; copy it here")
+        raise error(f"{address} has another length by now, or its server sends no parts of files; copy it here")
     return data
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES
 from mixsiam_hub.images.names import Names
-from mixsiam_hub.images.remote import open_address, version
+from mixsiam_hub.images.remote import open_address, read_range, version
 from mixsiam_hub.images.tar_index import TarIndex
 from mixsiam_hub.user_cache import ArrayCache, cache_folder
 
@@ -30,7 +30,7 @@ def index_remote(addresses: Sequence[str]) -> dict[str, TarIndex]:
         addresses: Of the tars. One that was indexed before, and not replaced since, is not fetched.
 
     Raises:
-        DataError: One cannot be fetched, is damaged, or no tar.
+        DataError: One cannot be fetched, or not in parts; is damaged, or no tar.
         MissingExtraError: fsspec is not installed.
     """
     if not addresses:
@@ -56,6 +56,8 @@ def _index(address: str) -> TarIndex:
         index = TarIndex.of(file, address, size_bytes)
     if (longest := int(index.sizes.max(initial=0))) > MAX_IMAGE_BYTES:
         raise DataError(f"{address}: an image has {longest} bytes; at most {MAX_IMAGE_BYTES} are fetched")
+    if len(index.offsets):  # Said now, not image by image, each of which would fetch the whole tar.
+        read_range(address, int(index.offsets[0]), 1, DataError)
     arrays: dict[str, NDArray[Any]] = {
         "joined": np.frombuffer(index.names.joined, np.uint8),
         "ends": index.names.ends,

@@ -97,6 +97,14 @@ def test_one_that_cannot_be_had_is_named() -> None:
         open_source(put("none.tar", tar({"0.txt": b"text"})))
 
 
+def test_a_server_must_send_parts_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = put("whole.tar", tar({"0.png": picture(0)}))
+    system = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(system, "cat_file", lambda self, path, start, end: self.store[path].getvalue())
+    with pytest.raises(DataError, match=r"whole\.tar .* sends no parts of files; copy it here"):
+        open_source(whole)
+
+
 def test_one_that_has_become_shorter_gives_an_image_that_cannot_be_read() -> None:
     item = open_source(f"{BUCKET}/0.tar")[3]
     put("0.tar", b"short")
