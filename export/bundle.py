@@ -36,6 +36,7 @@ from mixsiam_hub.model.files import (
     CARD_FILE,
     COMPACT_ONNX_FILE,
     CONFIG_FILE,
+    CURVES_PICTURE,
     DENSE_FILE,
     FASTEMBED_FILE,
     MANIFEST_FILE,
@@ -148,6 +149,8 @@ def _write_files(
     write_sheet(encoder.backbone, config.preprocessing, folder / SHEET_PICTURE)
     if encoder.report:
         shutil.copyfile(encoder.report, folder / REPORT_PICTURE)
+    if encoder.curves:
+        shutil.copyfile(encoder.curves, folder / CURVES_PICTURE)
     return variants
 
 

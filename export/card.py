@@ -19,7 +19,7 @@ from mixsiam_hub.export.markdown import code, table, text
 from mixsiam_hub.model.bars import MAX_LEVELS, MAX_RELATIVE_ERROR, MIN_FILE_COSINE
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import EMBEDDING, RAW, WHITENED, Accuracy, Variant
-from mixsiam_hub.model.files import REPORT_PICTURE, SHEET_PICTURE
+from mixsiam_hub.model.files import CURVES_PICTURE, REPORT_PICTURE, SHEET_PICTURE
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.untrusted import one_line
@@ -46,6 +46,9 @@ _TRAINING_ROWS = {
     "images": "images",
     "steps": "steps",
     "seconds": "wall time, s",
+    "core_hours": "core-hours",
+    "init.name": "began with",
+    "init.core_hours": "core-hours of that",
     "precision": "precision",
     "hardware": "hardware",
     "commit": "commit of mixsiam-hub",
@@ -53,6 +56,8 @@ _TRAINING_ROWS = {
     "versions.torch": "torch",
     "versions.python": "Python",
 }
+_WHERE_THERE_IS_ONE = {"core_hours", "init.name", "init.core_hours"}
+"""Rows that stand only where they are recorded."""
 
 
 def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pictures_at: str = "") -> str:
@@ -68,7 +73,8 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
     title = name or "The built-in encoder of mixsiam-hub"
     is_compact = manifest.weights == "fp16"
     is_imported = "imported_from" in manifest.training
-    pictures = {file: pictures_at + file for file in (SHEET_PICTURE, REPORT_PICTURE) if file in manifest.files}
+    files = SHEET_PICTURE, REPORT_PICTURE, CURVES_PICTURE
+    pictures = {file: pictures_at + file for file in files if file in manifest.files}
     record = json.loads(_read(_LOADERS))
     training = manifest.training
     recipe = _recipe(training)
@@ -99,6 +105,7 @@ def render_card(name: str | None, config: ModelConfig, manifest: Manifest, *, pi
         sheet=pictures.get(SHEET_PICTURE),
         sheet_count=SHEET_COUNT,
         report=pictures.get(REPORT_PICTURE),
+        curves=pictures.get(CURVES_PICTURE),
         record=record,
         loaders=table(("loader", "vector", "version", "cosine, mean", "smallest"), _loader_rows(record), cell=str),
         variants=variants,
@@ -305,7 +312,8 @@ def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
 def _training_rows(training: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     facts = dict(_leaves(training))
     for key, label in _TRAINING_ROWS.items():
-        yield label, facts.get(key, "not recorded")
+        if key in facts or key not in _WHERE_THERE_IS_ONE:
+            yield label, facts.get(key, "not recorded")
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

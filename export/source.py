@@ -9,7 +9,7 @@ from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.card import EXPORTED_FROM
 from mixsiam_hub.export.weights import backbone_fingerprint
-from mixsiam_hub.model.files import CONFIG_FILE, REPORT_PICTURE
+from mixsiam_hub.model.files import CONFIG_FILE, CURVES_PICTURE, REPORT_PICTURE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, REPORT_FILE, TrainedEncoder, load_encoder, read_report
@@ -91,7 +91,9 @@ def folder_encoder(folder: ModelFolder) -> TrainedEncoder:
             f"{folder.path} was saved by timm; run: mixsiam import {folder.path} FOLDER --from timm --license ID"
         )
     manifest = folder.manifest
-    report = folder.file(REPORT_PICTURE) if REPORT_PICTURE in manifest.files else None
+    report, curves = (
+        folder.file(name) if name in manifest.files else None for name in (REPORT_PICTURE, CURVES_PICTURE)
+    )
     return TrainedEncoder(
         load_backbone(folder).eval(),
         folder.config,
@@ -99,5 +101,6 @@ def folder_encoder(folder: ModelFolder) -> TrainedEncoder:
         manifest.training,
         manifest.evaluations,
         report,
+        curves,
         manifest.head,
     )

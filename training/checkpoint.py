@@ -19,10 +19,11 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import Evaluation, Whitening, evaluations_from_json
-from mixsiam_hub.model.files import REPORT_PICTURE
+from mixsiam_hub.model.files import CURVES_PICTURE, REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training, open_images
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
 from mixsiam_hub.training.head import FLOOR, Moments, clean_moments, with_head
+from mixsiam_hub.training.provenance import core_hours
 from mixsiam_hub.training.recipe import Recipe, data_name, load_recipe
 from mixsiam_hub.untrusted import one_line, parsing, read_json
 
@@ -137,6 +138,7 @@ class TrainedEncoder:
         provenance: Recipe, data, epochs, seconds, versions, hardware: `training` in mixsiam.json.
         evaluations: From the run's report.json.
         report: The picture of it, where there is one.
+        curves: The picture of a run that has ended.
         head: What the head was fitted on; None without a head.
     """
 
@@ -146,6 +148,7 @@ class TrainedEncoder:
     provenance: dict[str, Any] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
     report: Path | None = None
+    curves: Path | None = None
     head: Whitening | None = None
 
     def whitened(self, moments: Moments, data: str) -> TrainedEncoder:
@@ -233,12 +236,13 @@ def load_encoder(run: Path) -> TrainedEncoder:
     if origin := first["run"].get("init"):
         values["init"] = origin["name"]  # Whether it was a folder or on the Hub was known when it was loaded.
     provenance = {**first["run"], "recipe": values, **work}
-    picture = run / REPORT_PICTURE
-    encoder = TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance)
+    if (hours := core_hours(provenance)) is not None:
+        provenance["core_hours"] = round(hours, 1)
+    report, curves = (run / name if (run / name).is_file() else None for name in (REPORT_PICTURE, CURVES_PICTURE))
+    encoder = TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance, curves=curves)
     if moments:
         encoder = encoder.whitened(moments, data_name(recipe.data))
-    report = picture if evaluations and picture.is_file() else None
-    return replace(encoder, evaluations=evaluations, report=report)
+    return replace(encoder, evaluations=evaluations, report=report if evaluations else None)
 
 
 def measure_clean(backbone: Backbone, images: ImageSet, recipe: Recipe) -> tuple[Statistics, Moments | None]:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
+from mixsiam_hub.training.provenance import Origin, core_hours
 from mixsiam_hub.training.recipe import OF_INIT, Recipe
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Whose weights a run started from; it travels with the weights, so it names no folder of this machine.
-
-    Attributes:
-        name: `org/name` on the Hub, or a folder's own name.
-        revision: The commit on the Hub; None for a folder.
-        fingerprint: Of weights and preprocessing.
-    """
-
-    name: str
-    revision: str | None
-    fingerprint: str
-
 
 BUILTIN = "builtin"
 """As `init`: the built-in encoder, unless a folder of this name is here."""
@@ -84,4 +71,10 @@ def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
         raise RecipeError(f"init {init}: {broken[0]} holds NaN or Infinity; choose another encoder")
     backbone.load_state_dict(weights)
     name = init.partition("@")[0] if folder.revision else folder.path.resolve().name
-    return Origin(name, folder.revision, folder.manifest.fingerprint)
+    return Origin(name, folder.revision, folder.manifest.fingerprint, _core_hours(folder.manifest.training))
+
+
+def _core_hours(training: Mapping[str, Any]) -> float | None:
+    own, origin = core_hours(training), training.get("init")
+    before = origin.get("core_hours") if isinstance(origin, Mapping) else 0
+    return None if own is None or not isinstance(before, int | float) else round(own + before, 1)

@@ -18,7 +18,7 @@ from mixsiam_hub.atomic import write_text
 from mixsiam_hub.cpus import available_cpus
 from mixsiam_hub.errors import DataError, OutputError, RecipeError, TrainingError
 from mixsiam_hub.images.sources import ImageSet
-from mixsiam_hub.model.files import SHEET_PICTURE
+from mixsiam_hub.model.files import CURVES_PICTURE, SHEET_PICTURE
 from mixsiam_hub.training.checkpoint import (
     CHECKPOINT_FILE,
     RECIPE_FILE,
@@ -32,15 +32,15 @@ from mixsiam_hub.training.checkpoint import (
 from mixsiam_hub.training.data import open_for_training
 from mixsiam_hub.training.features import extract, in_batches
 from mixsiam_hub.training.head import behind
-from mixsiam_hub.training.init import Origin, load_init, with_shape_of_init
+from mixsiam_hub.training.init import load_init, with_shape_of_init
 from mixsiam_hub.training.log import finite, write_log, write_scalars
 from mixsiam_hub.training.machine import pick_device, pick_precision
 from mixsiam_hub.training.monitor import ADVICE, Health, Monitor, explain, health_of, target_bias, verdict, z_std
 from mixsiam_hub.training.networks import on_device
 from mixsiam_hub.training.order import Order
-from mixsiam_hub.training.pictures import CURVES_PICTURE, draw_curves, draw_neighbours
+from mixsiam_hub.training.pictures import draw_curves, draw_neighbours
 from mixsiam_hub.training.processes import Processes, joined, sigterm_noted
-from mixsiam_hub.training.provenance import provenance
+from mixsiam_hub.training.provenance import Origin, provenance
 from mixsiam_hub.training.recipe import OF_INIT, OF_INIT_KEYS, Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
 from mixsiam_hub.training.shards import ShardReader, lanes_of

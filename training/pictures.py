@@ -14,7 +14,6 @@ from mixsiam_hub.images.sheet import Tile, contact_sheet, write_png
 from mixsiam_hub.training.streams import Purpose, permutation
 from mixsiam_hub.vectors.nearest import nearest_others
 
-CURVES_PICTURE = "training.png"
 QUERIES = 8
 NEIGHBOURS = 5
 

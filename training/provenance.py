@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mixsiam_hub import __version__
 from mixsiam_hub.cpus import available_cpus
-from mixsiam_hub.training.init import Origin
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose weights a run started from; it travels with the weights, so it names no folder of this machine.
+
+    Attributes:
+        name: `org/name` on the Hub, or a folder's own name.
+        revision: The commit on the Hub; None for a folder.
+        fingerprint: Of weights and preprocessing.
+        core_hours: That it took itself, and what it began with before; None where that is not known.
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    core_hours: float | None = None
 
 
 def provenance(
@@ -44,6 +62,22 @@ def provenance(
             "python": platform.python_version(),
         },
     }
+
+
+def core_hours(training: Mapping[str, Any]) -> float | None:
+    """Returns what a run took on CPUs: wall time x the threads and processes that it began with, in hours.
+
+    Args:
+        training: As `provenance` returns it, with `seconds`; of a model folder anything may stand there.
+
+    Returns:
+        None on another device, and where it is not known.
+    """
+    # `processes` was not recorded before there could be several.
+    factors = [training.get("seconds"), training.get("threads"), training.get("processes", 1)]
+    if training.get("device") != "cpu" or not all(isinstance(factor, int | float) for factor in factors):
+        return None
+    return float(np.prod(np.array(factors, np.float64))) / 3600
 
 
 def source_commit(file: Path = Path(__file__)) -> str | None:

@@ -174,6 +174,10 @@ def test_what_is_known_is_told() -> None:
     assert "Trained on pets::train. Terms: CC0." in text
     assert "| wall time, s | 77 |" in text
     assert "| commit of mixsiam-hub | not recorded |" in text
+    assert "core-hours" not in text
+    began = card(training={"core_hours": 5.5, "init": {"name": "builtin", "core_hours": 2.7}})
+    for row in ("| core-hours | 5.5 |", "| began with | builtin |", "| core-hours of that | 2.7 |"):
+        assert row in began
     assert "![" in text
     assert "](report.png)" in text
     assert "](neighbours.png)" in text

@@ -47,12 +47,15 @@ def test_the_evaluation_and_its_picture_go_along(trained_encoder: TrainedEncoder
     Image.new("RGB", (8, 8)).save(tmp_path / "drawn.png")
     scores = Accuracy(0.5, 0.4, 0.6)
     evaluation = Evaluation("a", "b", 9, 8, 2, "fp32", 3.5, {"mixsiam": scores}, True, "mixsiam evaluate", "0" * 64)
-    encoder = replace(trained_encoder, evaluations=(evaluation,), report=tmp_path / "drawn.png")
+    encoder = replace(
+        trained_encoder, evaluations=(evaluation,), report=tmp_path / "drawn.png", curves=tmp_path / "drawn.png"
+    )
     export_folder(encoder, tmp_path / "one", "MIT", compact=True)
     export_folder(open_encoder(str(tmp_path / "one")), tmp_path / "two", "MIT", compact=True)
     for name in ("one", "two"):
-        assert (tmp_path / name / "report.png").read_bytes() == (tmp_path / "drawn.png").read_bytes()
-        assert "](report.png)" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        for picture in ("report.png", "training.png"):
+            assert (tmp_path / name / picture).read_bytes() == (tmp_path / "drawn.png").read_bytes()
+            assert f"]({picture})" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert Manifest.from_json(read_json(tmp_path / name / "mixsiam.json")).evaluations == (evaluation,)
 
 

@@ -22,6 +22,7 @@ from mixsiam_hub.training.loop import train
 from mixsiam_hub.training.recipe import Recipe, load_recipe
 
 RECIPE = Recipe(init=str(BUILTIN), output_stride=16)
+HOURS = init._core_hours(ModelFolder.open(BUILTIN).manifest.training)
 
 
 def test_the_weights_are_the_folders_and_the_folder_goes_by_its_name(
@@ -33,7 +34,7 @@ def test_the_weights_are_the_folders_and_the_folder_goes_by_its_name(
     for path in (str(tmp_path / "start"), "."):
         backbone = Backbone("resnet18", 16)
         found = load_init(backbone, replace(RECIPE, init=path))
-        assert found == Origin("start", None, folder.manifest.fingerprint)
+        assert found == Origin("start", None, folder.manifest.fingerprint, HOURS)
     for name, tensor in load_backbone(folder, with_head=False).state_dict().items():
         assert torch.equal(backbone.state_dict()[name], tensor), name
 
@@ -42,7 +43,15 @@ def test_a_repository_goes_by_its_id_and_commit(monkeypatch: pytest.MonkeyPatch)
     folder = replace(ModelFolder.open(BUILTIN), revision="0123abcd")
     monkeypatch.setattr(init, "resolve", lambda name: folder)
     found = load_init(Backbone("resnet18", 16), replace(RECIPE, init="lab/first@main"))
-    assert found == Origin("lab/first", "0123abcd", folder.manifest.fingerprint)
+    assert found == Origin("lab/first", "0123abcd", folder.manifest.fingerprint, HOURS)
+
+
+def test_core_hours_are_those_of_the_whole_line() -> None:
+    own = {"device": "cpu", "seconds": 900, "threads": 5}
+    assert init._core_hours(own) == 1.2
+    assert init._core_hours(own | {"init": {"core_hours": 1.25}}) == 2.5
+    assert init._core_hours(own | {"init": {"core_hours": None}}) is None
+    assert init._core_hours({}) is None
 
 
 def test_another_architecture_is_refused_with_what_to_set() -> None:

@@ -12,7 +12,7 @@ from needs import need
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("torchvision", reason="needs the extra train")
 
-from mixsiam_hub.training.provenance import provenance, source_commit
+from mixsiam_hub.training.provenance import core_hours, provenance, source_commit
 
 
 def test_the_commit_is_that_of_the_tree_which_tracks_the_file(tmp_path: Path) -> None:
@@ -47,3 +47,17 @@ def test_it_names_machine_and_software() -> None:
     assert found["versions"]["torch"] == torch.__version__
     assert "CPUs" in found["hardware"]
     assert (found["precision"], found["device"]) == ("fp32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("training", "hours"),
+    [
+        ({"device": "cpu", "seconds": 1800, "threads": 4, "processes": 2}, 4.0),
+        ({"device": "cpu", "seconds": 3600, "threads": 2}, 2.0),
+        ({"device": "cuda:0", "seconds": 3600, "threads": 2}, None),
+        ({"device": "cpu", "seconds": "long", "threads": 2}, None),
+        ({}, None),
+    ],
+)
+def test_core_hours_are_those_of_cpus_alone(training: dict[str, object], hours: float | None) -> None:
+    assert core_hours(training) == hours
