@@ -48,6 +48,7 @@ _TRAINING_ROWS = {
     "seconds": "wall time, s",
     "core_hours": "core-hours",
     "init.name": "began with",
+    "init.fingerprint": "fingerprint of that",
     "init.core_hours": "core-hours of that",
     "precision": "precision",
     "hardware": "hardware",
@@ -56,7 +57,7 @@ _TRAINING_ROWS = {
     "versions.torch": "torch",
     "versions.python": "Python",
 }
-_WHERE_THERE_IS_ONE = {"core_hours", "init.name", "init.core_hours"}
+_WHERE_THERE_IS_ONE = {"core_hours", "init.name", "init.fingerprint", "init.core_hours"}
 """Rows that stand only where they are recorded."""
 
 

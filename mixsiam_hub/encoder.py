@@ -88,7 +88,7 @@ class ImageEncoder:
 
         Args:
             name_or_path: A model folder, or a Hub id `org/name`. None is the built-in encoder, which works offline: a
-                small demonstration encoder, trained for minutes on 64 px images, not a strong general one.
+                small encoder, trained for hours of CPU cores on 64 px images, not a strong general one.
             revision: Branch, tag or commit of a Hub id.
             backend: `onnx`, `openvino`, `torch` or `auto`: the first of these that can do what is asked. A ResNet as
                 timm saves it, on the Hub or in a folder, runs by torch alone.

@@ -60,5 +60,5 @@ def test_the_card_is_the_rendered_one() -> None:
 
 def test_the_card_says_what_it_is_and_under_what_terms() -> None:
     text = CARD.read_text(encoding="utf-8")
-    for words in ("small demonstration encoder", "ImageNet", "non-commercial", "raw pixels", "mixsiam evaluate"):
+    for words in ("A small encoder", "ImageNet", "non-commercial", "raw pixels", "mixsiam evaluate"):
         assert words in text

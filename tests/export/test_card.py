@@ -175,7 +175,8 @@ def test_what_is_known_is_told() -> None:
     assert "| wall time, s | 77 |" in text
     assert "| commit of mixsiam-hub | not recorded |" in text
     assert "core-hours" not in text
-    began = card(training={"core_hours": 5.5, "init": {"name": "builtin", "core_hours": 2.7}})
+    began = card(training={"core_hours": 5.5, "init": {"name": "builtin", "fingerprint": "1f", "core_hours": 2.7}})
+    assert "| fingerprint of that | 1f |" in began
     for row in ("| core-hours | 5.5 |", "| began with | builtin |", "| core-hours of that | 2.7 |"):
         assert row in began
     assert "![" in text
@@ -246,7 +247,7 @@ def test_every_kind_of_card_is_whole(
 
 def test_a_folder_that_happens_to_be_called_builtin_is_not_the_builtin() -> None:
     text = card("builtin")
-    assert "demonstration encoder" not in text
+    assert "A small encoder" not in text
     assert 'ImageEncoder.from_pretrained("builtin")' in text
 
 
