@@ -8,6 +8,7 @@ from commands import assert_one_error_line, run
 
 from mixsiam_hub import __version__
 from mixsiam_hub.backends.choose import present_backends
+from mixsiam_hub.model.hub import resolve
 
 
 def test_info_prints_the_contract(model_folder: Path) -> None:
@@ -22,7 +23,8 @@ def test_info_prints_the_contract(model_folder: Path) -> None:
 def test_info_prints_a_figure_a_line() -> None:
     split = (line.partition("  ") for line in run("info").stdout.splitlines())
     facts = {name: value.strip() for name, _, value in split}
-    assert 0.6 < float(facts["quality.evaluations.0.rows.embedding.knn20"]) < 0.65
+    measured = resolve().manifest.evaluations[0].rows["embedding"].knn20
+    assert float(facts["quality.evaluations.0.rows.embedding.knn20"]) == measured
     assert facts["parity.batch_sizes"] == "[1, 2, 3, 17]"
 
 
