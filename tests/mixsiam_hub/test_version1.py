@@ -1,7 +1,7 @@
 """A folder of format version 1, from before there were heads, gives the vectors that it gave.
 
-tests/version1/encoder is the built-in encoder of then, without its pictures and weights: these are still the built-in
-encoder's, which has a head beside them.
+tests/version1/encoder is the built-in encoder in that format, without its pictures and weights: these are the built-in
+encoder's, which has a head beside them. Where they change, tests/helpers/version_1.py writes it anew.
 """
 
 from __future__ import annotations
