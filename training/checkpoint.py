@@ -22,7 +22,7 @@ from mixsiam_hub.model.figures import Evaluation, Whitening, evaluations_from_js
 from mixsiam_hub.model.files import CURVES_PICTURE, REPORT_PICTURE
 from mixsiam_hub.training.data import open_for_training, open_images
 from mixsiam_hub.training.features import Statistics, clean_statistics, use_statistics
-from mixsiam_hub.training.head import FLOOR, Moments, clean_moments, with_head
+from mixsiam_hub.training.head import FLOOR, Head, Moments, clean_moments, fit_head, with_head
 from mixsiam_hub.training.provenance import core_hours
 from mixsiam_hub.training.recipe import Recipe, data_name, load_recipe
 from mixsiam_hub.untrusted import one_line, parsing, read_json
@@ -50,7 +50,7 @@ class Progress:
         lanes: Processes that the run began with, and workers of each: with them images far away come in the same order.
         unreadable: Key of each corrupt image met so far -> why it was left out.
         statistics: The backbone's BatchNorm statistics on clean training images; empty until training has ended.
-        moments: Of the pooled features of clean training images, for the head; None until training has ended, and
+        head: Fitted to the pooled features of clean training images; None until training has ended, and
             where there are fewer images than features.
     """
 
@@ -62,7 +62,7 @@ class Progress:
     lanes: tuple[int, int] = (1, 1)
     unreadable: dict[str, str] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
-    moments: Moments | None = None
+    head: Head | None = None
 
 
 def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
@@ -82,7 +82,7 @@ def save_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         "lanes": progress.lanes,
         "unreadable": progress.unreadable,
         "statistics": progress.statistics,
-        "moments": progress.moments and progress.moments._asdict(),
+        "head": progress.head and progress.head._asdict(),
     }
     content = io.BytesIO()  # torch.save hides why a file could not be written behind an error of its own.
     torch.save(state, content)
@@ -106,7 +106,9 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or (missing := _FIELDS - set(state)):
         lacks = sorted(missing) if isinstance(state, dict) else "all fields"
         raise DataError(f"{path} is no checkpoint of this version of mixsiam train: it lacks {lacks}")
-    state.setdefault("moments", None)  # A run of before there were heads.
+    if "head" not in state:  # A run of before heads were kept, or before there were any.
+        moments = state.pop("moments", None)
+        state["head"] = moments and fit_head(Moments(**moments))._asdict()
     state.setdefault("lanes", (1, 1))  # Of before images came from afar.
     return state
 
@@ -122,8 +124,8 @@ def load_checkpoint(run: Path, model: torch.nn.Module, optimiser: torch.optim.Op
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         names = ("step", "seconds", "sums", "data", "lanes", "unreadable", "statistics")
-        moments = state["moments"] and Moments(**state["moments"])
-        return Progress(log=json.loads(state["log"]), moments=moments, **{name: state[name] for name in names})
+        head = state["head"] and Head(**state["head"])
+        return Progress(log=json.loads(state["log"]), head=head, **{name: state[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -151,21 +153,21 @@ class TrainedEncoder:
     curves: Path | None = None
     head: Whitening | None = None
 
-    def whitened(self, moments: Moments, data: str) -> TrainedEncoder:
-        """Returns the encoder with a head fitted to `moments`; what was measured of the encoder before goes.
+    def whitened(self, head: Head, data: str) -> TrainedEncoder:
+        """Returns the encoder with another head; what was measured of the encoder before goes.
 
         Args:
-            moments: Of its pooled features.
-            data: Name of the images that they are of.
+            head: Fitted to its pooled features.
+            data: Name of the images that it was fitted on.
 
         Raises:
-            DataError: They are of another number of features, or the features do not vary.
+            DataError: It is for another number of features.
         """
-        backbone = with_head(self.backbone, moments)
+        backbone = with_head(self.backbone, head)
         assert backbone.fc is not None
         config = replace(self.config, head_dim=backbone.fc.out_features)
-        head = Whitening(data, moments.images, FLOOR)
-        return replace(self, backbone=backbone, config=config, head=head, evaluations=(), report=None)
+        fitted = Whitening(data, head.images, FLOOR)
+        return replace(self, backbone=backbone, config=config, head=fitted, evaluations=(), report=None)
 
 
 def whiten_on(encoder: TrainedEncoder, spec: str) -> TrainedEncoder:
@@ -178,8 +180,8 @@ def whiten_on(encoder: TrainedEncoder, spec: str) -> TrainedEncoder:
     Raises:
         DataError: As `open_images`; fewer images than features can be read, or their features do not vary.
     """
-    moments = clean_moments(encoder.backbone, open_images(spec), encoder.config.preprocessing)
-    return encoder.whitened(moments, data_name(spec))
+    head = fit_head(clean_moments(encoder.backbone, open_images(spec), encoder.config.preprocessing))
+    return encoder.whitened(head, data_name(spec))
 
 
 def run_recipe(run: Path) -> Recipe:
@@ -226,9 +228,9 @@ def load_encoder(run: Path) -> TrainedEncoder:
     with parsing(run / CHECKPOINT_FILE, DataError, f"a checkpoint of {RECIPE_FILE} beside it"):
         backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
         first = json.loads(state["log"])[0]
-    statistics, moments = state["statistics"], state["moments"] and Moments(**state["moments"])
+    statistics, head = state["statistics"], state["head"] and Head(**state["head"])
     if not statistics:
-        statistics, moments = measure_clean(backbone, open_for_training(recipe.data, recipe.val_data)[0], recipe)
+        statistics, head = measure_clean(backbone, open_for_training(recipe.data, recipe.val_data)[0], recipe)
     use_statistics(backbone, statistics)
     evaluations = read_report(run)
     work = {"images": first["images"], "steps": state["step"], "seconds": round(state["seconds"])}
@@ -240,12 +242,12 @@ def load_encoder(run: Path) -> TrainedEncoder:
         provenance["core_hours"] = round(hours, 1)
     report, curves = (run / name if (run / name).is_file() else None for name in (REPORT_PICTURE, CURVES_PICTURE))
     encoder = TrainedEncoder(backbone.eval(), recipe.model_config, recipe.method, provenance, curves=curves)
-    if moments:
-        encoder = encoder.whitened(moments, data_name(recipe.data))
+    if head:
+        encoder = encoder.whitened(head, data_name(recipe.data))
     return replace(encoder, evaluations=evaluations, report=report if evaluations else None)
 
 
-def measure_clean(backbone: Backbone, images: ImageSet, recipe: Recipe) -> tuple[Statistics, Moments | None]:
+def measure_clean(backbone: Backbone, images: ImageSet, recipe: Recipe) -> tuple[Statistics, Head | None]:
     """Measures on clean training images what an encoder is shipped with.
 
     Args:
@@ -254,8 +256,8 @@ def measure_clean(backbone: Backbone, images: ImageSet, recipe: Recipe) -> tuple
         recipe: Whose preprocessing is deployed.
 
     Returns:
-        BatchNorm statistics, and with these the moments of the pooled features, for the head; None, with a warning,
-        where they cannot be had.
+        BatchNorm statistics, and the head fitted to the pooled features with these; None, with a warning, where it
+        cannot be had.
 
     Raises:
         DataError: Fewer than two images can be read.
@@ -265,7 +267,7 @@ def measure_clean(backbone: Backbone, images: ImageSet, recipe: Recipe) -> tuple
     shipped = copy.deepcopy(backbone)
     use_statistics(shipped, statistics)
     try:
-        return statistics, clean_moments(shipped, images, pre)
+        return statistics, fit_head(clean_moments(shipped, images, pre))
     except DataError as error:
         logger.warning("the encoder gets no head: %s", error)
         return statistics, None

@@ -47,6 +47,20 @@ class Moments(NamedTuple):
     covariance: torch.Tensor
 
 
+class Head(NamedTuple):
+    """A fitted head, kept as it is: fitted again with another number of threads, its last bits would differ.
+
+    Attributes:
+        images: How many it was fitted on.
+        weight: (K, D) float32.
+        bias: (K,) float32.
+    """
+
+    images: int
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
 def clean_moments(backbone: Backbone, images: ImageSet, pre: Preprocessing) -> Moments:
     """Measures pooled features on a fixed random sample of clean images.
 
@@ -109,16 +123,28 @@ def whitening(moments: Moments, dim: int, floor: float = FLOOR) -> nn.Linear:
     return layer
 
 
-def with_head(backbone: Backbone, moments: Moments) -> Backbone:
-    """Returns a copy of a backbone with the head of the standard width, fitted to the moments.
+def fit_head(moments: Moments) -> Head:
+    """Returns the head of the standard width, fitted to the moments.
 
     Raises:
-        DataError: The moments are of another number of features, or the features do not vary.
+        DataError: The features do not vary.
     """
-    if len(moments.mean) != backbone.dim:
-        raise DataError(f"the moments are of {len(moments.mean)} features; this backbone has {backbone.dim}")
+    layer = whitening(moments, min(MAX_DIM, len(moments.mean)))
+    return Head(moments.images, layer.weight.detach(), layer.bias.detach())
+
+
+def with_head(backbone: Backbone, head: Head) -> Backbone:
+    """Returns a copy of a backbone with a head.
+
+    Raises:
+        DataError: The head is for another number of features.
+    """
+    width, features = head.weight.shape
+    if features != backbone.dim:
+        raise DataError(f"the head is for {features} features; this backbone has {backbone.dim}")
     result = copy.deepcopy(backbone)
-    result.fc = whitening(moments, min(MAX_DIM, backbone.dim)).requires_grad_(False)
+    result.fc = nn.Linear(features, width).requires_grad_(False)
+    result.fc.load_state_dict({"weight": head.weight, "bias": head.bias})
     return result
 
 

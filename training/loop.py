@@ -206,7 +206,7 @@ class _Trainer:
         if not self.progress.statistics:
             backbone = on_device(make_model(self.recipe).backbone)
             backbone.load_state_dict(self.model.backbone.state_dict())
-            self.progress.statistics, self.progress.moments = measure_clean(backbone, self.images, self.recipe)
+            self.progress.statistics, self.progress.head = measure_clean(backbone, self.images, self.recipe)
             self._save()
         if count := len(self.progress.unreadable):
             logger.warning("images left out because they cannot be read: %d", count)

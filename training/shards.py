@@ -41,7 +41,7 @@ def lanes_of(images: ImageSet, batch_size: int, seed: int, parts: int, turns: in
     store = images.store
     if not (isinstance(store, TarStore) and store.is_far):
         return None
-    tars = np.searchsorted(store.ends, images.indices, "right")
+    tars = store.tar_of(images.indices)
     held = max(1, HELD_BYTES // max(1, int(store.sizes[images.indices].mean())))
     return Lanes(tars, images.indices, batch_size, seed, parts=parts, turns=turns, held=held)
 
@@ -93,14 +93,14 @@ class ShardReader:
         positions = np.concatenate(asked)
         indices = self._images.indices[positions]
         places = np.argsort(indices)
-        tars = np.searchsorted(self._store.ends, indices[places], "right")
+        tars = self._store.tar_of(indices[places])
         tar_numbers, starts = np.unique(tars, return_index=True)
         self._to_read = dict(zip(tar_numbers.tolist(), np.split(positions[places], starts[1:]), strict=True))
         self._epoch, self._open, self._held = epoch, {}, {}
 
     def _read_to(self, position: int) -> None:
         """Reads a shard on until it comes to an image; holds all of those passed that will be asked for."""
-        tar = self._store.tar_of(int(self._images.indices[position]))
+        tar = int(self._store.tar_of(self._images.indices[position]))
         pauses = iter(PAUSES_S)
         while position not in self._held:
             if tar not in self._open:

@@ -6,9 +6,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mixsiam_hub.errors import DataError, ImageError
 from mixsiam_hub.images.finding import is_address
@@ -125,12 +126,12 @@ class TarStore:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Item:
-        source = TarImage(self.paths[self.tar_of(index)], int(self.offsets[index]), int(self.sizes[index]))
+        source = TarImage(self.paths[int(self.tar_of(index))], int(self.offsets[index]), int(self.sizes[index]))
         return Item(f"{source.path}#{self.names[index]}", source, self.label(index))
 
-    def tar_of(self, index: int) -> int:
-        """Returns the place in `paths` of the tar that an image lies in."""
-        return int(np.searchsorted(self.ends, index, "right"))
+    def tar_of(self, index: ArrayLike) -> Any:
+        """Returns the place in `paths` of the tar that an image lies in, of several an array, (n,) int64."""
+        return np.searchsorted(self.ends, index, "right")
 
     def label(self, index: int) -> str | None:
         """The text in the `.cls` of its sample."""

@@ -21,11 +21,11 @@ def headed_folder(trained_encoder: TrainedEncoder, tmp_path_factory: pytest.Temp
     pytest.importorskip("onnxscript", reason="needs the extra export")
     from mixsiam_hub.export.bundle import export_folder
     from mixsiam_hub.export.parity import run
-    from mixsiam_hub.training.head import moments_of
+    from mixsiam_hub.training.head import fit_head, moments_of
 
     samples = draw_samples(600, seed=2).values()
     pixels = np.stack([preprocess(image, trained_encoder.config.preprocessing) for image in samples])
-    moments = moments_of(run(trained_encoder.backbone, pixels).pooled)
+    head = fit_head(moments_of(run(trained_encoder.backbone, pixels).pooled))
     folder = tmp_path_factory.mktemp("headed") / "model"
-    export_folder(trained_encoder.whitened(moments, "drawn samples"), folder, "Apache-2.0")
+    export_folder(trained_encoder.whitened(head, "drawn samples"), folder, "Apache-2.0")
     return folder

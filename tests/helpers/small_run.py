@@ -47,7 +47,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert torch.equal(tensor, two["model"][name]), name
     for name, tensor in one["statistics"].items():
         assert torch.equal(tensor, two["statistics"][name]), name
-    assert str(one["moments"]) == str(two["moments"])
+    assert str(one["head"]) == str(two["head"])
     for index, state in one["optimiser"]["state"].items():
         assert torch.equal(state["momentum_buffer"], two["optimiser"]["state"][index]["momentum_buffer"])
     assert log(a) == log(b)

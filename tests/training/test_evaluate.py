@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, RANDOM, RAW, WHITENED, Evaluation, Whitening
 from mixsiam_hub.training import evaluate as evaluation
-from mixsiam_hub.training.checkpoint import load_encoder, read_checkpoint
+from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.evaluate import Features, evaluate
-from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, whitening
+from mixsiam_hub.training.head import FLOOR, MAX_DIM, clean_moments
 from mixsiam_hub.training.probe import probe_accuracy
 from mixsiam_hub.user_cache import ArrayCache
 
@@ -52,11 +53,24 @@ def test_every_figure_stands_beside_its_floors(result: Evaluation) -> None:
 def test_a_run_carries_its_head(digits_run: Path) -> None:
     encoder = load_encoder(digits_run)
     assert encoder.head == Whitening("digits", 1618, FLOOR)
-    moments = read_checkpoint(digits_run)["moments"]
-    assert moments["covariance"].shape == (512, 512)
-    head = whitening(Moments(**moments), MAX_DIM)
+    head = read_checkpoint(digits_run)["head"]
+    assert (head["images"], head["weight"].shape) == (1618, (MAX_DIM, 512))
     assert encoder.backbone.fc is not None
-    torch.testing.assert_close(encoder.backbone.fc.weight, head.weight, rtol=0, atol=0)
+    assert torch.equal(encoder.backbone.fc.weight, head["weight"])
+    assert torch.equal(encoder.backbone.fc.bias, head["bias"])
+
+
+def test_a_run_from_before_heads_were_kept_gets_its_own(digits_run: Path, tmp_path: Path) -> None:
+    encoder, bare = load_encoder(digits_run), load_encoder(digits_run).backbone
+    bare.fc = None
+    moments = clean_moments(bare, open_images("digits::train"), encoder.config.preprocessing)
+    state = read_checkpoint(digits_run)
+    del state["head"]
+    shutil.copytree(digits_run, tmp_path / "run")
+    torch.save(state | {"moments": moments._asdict()}, tmp_path / "run" / CHECKPOINT_FILE)
+    old = load_encoder(tmp_path / "run")
+    assert old.head == encoder.head
+    torch.testing.assert_close(old.backbone.fc.weight, encoder.backbone.fc.weight, rtol=1e-3, atol=1e-3)
 
 
 def test_a_changed_backbone_is_noticed(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

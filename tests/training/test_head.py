@@ -17,7 +17,7 @@ from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sources import open_source
 from mixsiam_hub.model.config import ModelConfig, Preprocessing
 from mixsiam_hub.training.checkpoint import TrainedEncoder, whiten_on
-from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, clean_moments, moments_of, whitening, with_head
+from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, clean_moments, fit_head, moments_of, whitening, with_head
 
 RNG = np.random.default_rng(0)
 MIXED = (RNG.normal(size=(400, 12)) @ RNG.normal(size=(12, 12)) + 5).astype(np.float32)
@@ -81,14 +81,14 @@ def test_one_image_again_and_again_fits_no_head(value: float) -> None:
         whitening(moments_of(repeated), 12)
 
 
-def test_moments_of_another_network_are_refused() -> None:
-    with pytest.raises(DataError, match="of 12 features; this backbone has 512"):
-        with_head(Backbone("resnet18"), moments_of(MIXED))
+def test_a_head_of_another_network_is_refused() -> None:
+    with pytest.raises(DataError, match="for 12 features; this backbone has 512"):
+        with_head(Backbone("resnet18"), fit_head(moments_of(MIXED)))
 
 
 def test_a_backbone_gets_a_copy_with_the_head() -> None:
     backbone = Backbone("resnet18")
-    headed = with_head(backbone, Moments(600, torch.zeros(512).double(), torch.eye(512).double()))
+    headed = with_head(backbone, fit_head(Moments(600, torch.zeros(512).double(), torch.eye(512).double())))
     assert backbone.fc is None
     assert headed.fc is not None
     assert headed.fc.weight.shape == (MAX_DIM, 512)

@@ -212,7 +212,7 @@ def test_trained_encoder_carries_clean_statistics(whole_run: Path) -> None:
 def test_a_run_of_fewer_images_than_features_has_no_head(
     whole_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_checkpoint(whole_run)["moments"] is None
+    assert read_checkpoint(whole_run)["head"] is None
     encoder = load_encoder(whole_run)
     assert (encoder.head, encoder.config.head_dim, encoder.backbone.fc) == (None, None, None)
     measure_clean(encoder.backbone, open_images("digits::val"), recipe(tmp_path))
@@ -222,7 +222,7 @@ def test_a_run_of_fewer_images_than_features_has_no_head(
 def test_a_run_of_before_there_were_heads_is_read(whole_run: Path, tmp_path: Path) -> None:
     shutil.copytree(whole_run, tmp_path / "run")
     state = read_checkpoint(whole_run)
-    del state["moments"]
+    del state["head"]
     torch.save(state, tmp_path / "run" / CHECKPOINT_FILE)
     assert load_encoder(tmp_path / "run").head is None
 
