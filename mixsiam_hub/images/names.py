@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
-class Names(Sequence[str]):
+class Names:
     """Names in a fixed order, 8 bytes each and what they are long.
 
     Attributes:
@@ -42,7 +42,10 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # Nobody slices them.
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self.ends):
             raise IndexError(index)
         return os.fsdecode(self.joined[self.ends[index - 1] if index else 0 : self.ends[index]])
