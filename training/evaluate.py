@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL
@@ -28,16 +29,18 @@ from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images
 from mixsiam_hub.training.features import extract, read_batches
 from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
-from mixsiam_hub.training.knn import knn_accuracy
+from mixsiam_hub.training.knn import TEMPERATURE, knn_accuracy
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on_device, random_backbone
-from mixsiam_hub.training.probe import probe_accuracy
+from mixsiam_hub.training.probe import TOLERANCE, C, probe_accuracy
 from mixsiam_hub.training.recipe import data_name
 from mixsiam_hub.untrusted import sha256_file
 from mixsiam_hub.user_cache import ArrayCache, cache_folder
 
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
+_FIGURES = ("figures", str(TEMPERATURE), str(C), str(TOLERANCE), torch.__version__)
+"""Begins the key under which figures are kept: what decides them beside the features."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ar
         train: Labelled images for the neighbours and the probe, as `data.open_images` reads them.
         test: Labelled images that are classified.
         probe: Fit linear probes, too; they take longest.
-        cache: Of features; None for the user's.
+        cache: Of features, and of what was found with them; None for the user's.
 
     Returns:
         Accuracies of kNN (k = 20 and 200) and linear probe, with what they were measured on; the features are in bf16
@@ -81,14 +84,15 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ar
     backbone, config, method = encoder.backbone, encoder.config, encoder.method
     before = _identity(backbone, config)
     networks = {RANDOM: random_backbone(config, train_images), method: on_device(backbone)}
-    features = _features(networks, sets, classes, config, cache or ArrayCache(cache_folder() / "features"))
+    cache = cache or ArrayCache(cache_folder() / "features")
+    features = _features(networks, sets, classes, config, cache)
     own, n_train, n_test = method, len(features[method].train), len(features[method].test)
     if backbone.fc is not None:
         own = EMBEDDING
         features = _with_heads(features, method, backbone.fc)
     if _identity(backbone, config) != before:
         raise AssertionError("the evaluation changed the backbone")
-    rows = {name: _score(name, parts, probe=probe) for name, parts in features.items()}
+    rows = {name: _score(name, parts, cache, probe=probe) for name, parts in features.items()}
     floor = rows.get(RAW + WHITENED, rows[RAW])
     command = ["mixsiam", "evaluate", *filter(None, [data_name(model)]), "--train", data_name(train)]
     return Evaluation(
@@ -109,12 +113,24 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ar
     )
 
 
-def _score(name: str, features: Features, *, probe: bool) -> Accuracy:
+def _score(name: str, features: Features, cache: ArrayCache, *, probe: bool) -> Accuracy:
     parts = features.train, features.train_labels, features.test, features.test_labels
-    knn = knn_accuracy(*parts)
+    key = *_FIGURES, _digest_of(parts)
+    found = cache.get(*key) or {f"knn{k}": np.array(share) for k, share in knn_accuracy(*parts).items()}
     # A probe sees through a linear map: it is not fitted again on floors that were only whitened, nor on a part.
-    is_derived = name == FIRST or name.endswith(WHITENED)
-    return Accuracy(knn[20], knn[200], probe_accuracy(*parts) if probe and not is_derived else None)
+    probe = probe and name != FIRST and not name.endswith(WHITENED)
+    if probe and "linear" not in found:
+        found["linear"] = np.array(probe_accuracy(*parts))
+    cache.put(found, *key)
+    return Accuracy(float(found["knn20"]), float(found["knn200"]), float(found["linear"]) if probe else None)
+
+
+def _digest_of(arrays: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _with_heads(features: Mapping[str, Features], method: str, head: nn.Linear) -> dict[str, Features]:

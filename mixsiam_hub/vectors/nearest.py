@@ -11,6 +11,8 @@ from mixsiam_hub.errors import DataError
 
 _SCORES_AT_ONCE = 1 << 24
 """Cosines held in memory at a time: 64 MB."""
+_RUN = 64
+"""Scores of which only the largest is looked at first."""
 
 
 def nearest(
@@ -46,7 +48,9 @@ def nearest(
     units = queries / _norms(queries)[:, None]
     step = max(1, _SCORES_AT_ONCE // max(1, len(vectors)))
     for start in range(0, len(queries) if k else 0, step):
-        scores = np.clip(units[start : start + step] @ vectors.T / norms, -1, 1)
+        scores = units[start : start + step] @ vectors.T
+        scores /= norms
+        np.clip(scores, -1, 1, out=scores)
         scores[:, skipped] = -np.inf
         for row, values in enumerate(scores, start):
             indices[row] = _top(values, k)
@@ -119,7 +123,12 @@ def _norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _top(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Indices of the k largest, best first; `argpartition` alone would pick any of the values that tie for place k."""
-    kth = np.partition(scores, -k)[-k]
-    best: NDArray[np.int64] = np.flatnonzero(scores >= kth)
+    """Indices of the k largest, best first; `argpartition` alone would pick any of the values that tie for place k.
+
+    The k-th largest of the maxima of short runs of scores is no larger than the k-th largest score: what is smaller is
+    passed over, and few are left to be sorted.
+    """
+    width = max(1, min(_RUN, len(scores) // (4 * k)))
+    maxima = scores[: len(scores) // width * width].reshape(-1, width).max(axis=1)
+    best: NDArray[np.int64] = np.flatnonzero(scores >= np.partition(maxima, -k)[-k])
     return best[np.argsort(-scores[best], kind="stable")[:k]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,18 @@ def test_features_are_taken_from_the_cache_while_nothing_changed(
     cache, runs = ArrayCache(tmp_path / "cache"), []
     extract = evaluation.extract
     monkeypatch.setattr(evaluation, "extract", lambda *args: runs.append(args) or extract(*args))
+    searches, search = [], evaluation.knn_accuracy
+    monkeypatch.setattr(evaluation, "knn_accuracy", lambda *args: searches.append(args) or search(*args))
     first = evaluate(str(digits_run), train, test, probe=False, cache=cache)
     assert len(runs) == 4  # Two networks, two sets.
+    assert (len(searches), first.rows[POOLED].linear) == (len(first.rows), None)
     assert evaluate(str(digits_run), train, test, probe=False, cache=cache) == first
     assert len(runs) == 4
+    assert len(searches) == len(first.rows)  # What was found with the features is kept, too.
+    probed = evaluate(str(digits_run), train, test, cache=cache).rows
+    assert probed[POOLED] == replace(first.rows[POOLED], linear=probed[POOLED].linear)
+    assert probed[POOLED].linear is not None
+    assert len(searches) == len(first.rows)
     changed = next(Path(test).rglob("*.png"))
     pixels = np.asarray(Image.open(changed))
     Image.fromarray(pixels[::-1]).save(changed)
