@@ -35,8 +35,8 @@ from mixsiam_hub.training.loop import train
 from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on_device
 from mixsiam_hub.training.recipe import load_recipe
 
-BETTER = ("coding_rate=0.5", "weight_decay=1e-4")
-"""What benchmarks/recipes.py found to learn faster; see benchmarks/training.md. Its lr of 0.5 fails in longer runs."""
+BETTER = ("coding_rate=2", "batch_size=256", "lr=0.12", "weight_decay=1e-4")
+"""What went on gaining over hours: benchmarks/training.md."""
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "SimSiam": ("method=simsiam",),
     "SimSiam, as long as MixSiam": ("method=simsiam",),

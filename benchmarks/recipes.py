@@ -32,7 +32,7 @@ from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images, sample
 from mixsiam_hub.training.features import clean_statistics, extract, in_batches, read_batches, use_statistics
 from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
-from mixsiam_hub.training.init import load_init
+from mixsiam_hub.training.init import load_init, with_shape_of_init
 from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.machine import pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
@@ -99,7 +99,7 @@ def learn(recipe: Recipe, images: ImageSet, seconds: float, precision: str) -> t
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yields a row for each candidate that the file has none of yet."""
     known = {(row["candidate"], row["minutes"]) for row in _rows(arguments.rows)}
-    base = load_recipe(arguments.recipe, [f"data={arguments.data}"])
+    base = with_shape_of_init(load_recipe(arguments.recipe, [f"data={arguments.data}"]))
     judges: list[Judge] = []
     for candidate in [FLOOR, *arguments.candidates]:
         minutes = 0 if candidate == FLOOR else arguments.minutes
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
         if candidate == FLOOR:
             yield row | {judge.name: judge.floor() for judge in judges}
             continue
-        recipe = load_recipe(arguments.recipe, [f"data={arguments.data}", *shlex.split(candidate)])
+        recipe = with_shape_of_init(load_recipe(arguments.recipe, [f"data={arguments.data}", *shlex.split(candidate)]))
         recipe = replace(recipe, name=candidate.replace("/", " ") or "as it is", workers=0)
         precision = pick_precision(recipe.precision, torch.device("cpu"))
         backbone, seen = learn(recipe, open_images(f"{arguments.data}::train"), 60 * minutes, precision)

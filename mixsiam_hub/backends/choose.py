@@ -127,9 +127,23 @@ def load(choice: Choice, folder: ModelFolder, threads: int) -> Backend:
 
 
 def present_backends() -> tuple[str, ...]:
-    """Returns the backends whose runtime is installed here, in the order of AUTO_ORDER."""
-    runtimes = {"onnx": ("onnxruntime",), "openvino": ("onnxruntime_ep_openvino",), "torch": ("torch", "torchvision")}
-    return tuple(name for name in AUTO_ORDER if all(importlib.util.find_spec(module) for module in runtimes[name]))
+    """Returns the backends that are installed and run on this machine, in the order of AUTO_ORDER.
+
+    Raises:
+        BackendError: OpenVINO's plugin does not fit this onnxruntime.
+    """
+    from mixsiam_hub.backends import openvino
+
+    present = {
+        "onnx": _is_installed("onnxruntime"),
+        "openvino": openvino.runs_here(),
+        "torch": _is_installed("torch") and _is_installed("torchvision"),
+    }
+    return tuple(name for name in AUTO_ORDER if present[name])
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def torch_backend() -> ModuleType:

@@ -1,9 +1,9 @@
-"""OpenVINO, as a plugin of onnxruntime: the same graphs, and bf16 on a CPU that computes it."""
+"""OpenVINO, as a plugin of onnxruntime: the same graphs, and bf16 on a CPU that computes it. It takes Intel's alone."""
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,19 @@ from mixsiam_hub.errors import BackendError, missing_extra
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
 
+_PLUGIN = "onnxruntime_ep_openvino"
 _REGISTERED_AS = "mixsiam-openvino"
 _TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Precision -> what OpenVINO computes in that is not quantised in the graph. It would choose bf16 by itself."""
+
+
+def runs_here() -> bool:
+    """Tells whether the plugin is installed and takes this CPU.
+
+    Raises:
+        BackendError: The plugin does not fit this onnxruntime.
+    """
+    return importlib.util.find_spec(_PLUGIN) is not None and bool(_devices()[1])
 
 
 def find_device(device: str) -> str:
@@ -30,7 +40,8 @@ def find_device(device: str) -> str:
     """
     if device not in ("auto", "cpu"):
         raise BackendError(f"device {device!r} is not for openvino here; give device='cpu', or another backend")
-    _devices()
+    if not _devices()[1]:
+        raise BackendError("OpenVINO's plugin of onnxruntime takes Intel's CPUs alone; give another backend")
     return "cpu"
 
 
@@ -58,9 +69,9 @@ def use_openvino(options: SessionOptions, precision: str, threads: int) -> None:
 
 @functools.cache
 def _devices() -> tuple[int, list[Any]]:
-    """Returns the process that loaded OpenVINO, once, and onnxruntime's handles of its CPU."""
+    """Returns the process that loaded OpenVINO, once, and onnxruntime's handles of the CPU if it takes it."""
     try:
-        plugin = importlib.import_module("onnxruntime_ep_openvino")
+        plugin = importlib.import_module(_PLUGIN)
     except ImportError:
         missing_extra("onnxruntime-ep-openvino", "openvino")
     try:
@@ -70,7 +81,4 @@ def _devices() -> tuple[int, list[Any]]:
         found = [device for device in runtime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
     except Exception as error:  # onnxruntime's errors share no root below Exception.
         raise BackendError(f"onnxruntime cannot load OpenVINO: {error}; upgrade onnxruntime") from None
-    cpus = [device for device in found if device.ep_metadata.get("ov_device") == "CPU"]
-    if not cpus:
-        raise BackendError("OpenVINO finds no CPU that it supports; give another backend")
-    return os.getpid(), cpus
+    return os.getpid(), [device for device in found if device.ep_metadata.get("ov_device") == "CPU"]

@@ -58,7 +58,7 @@ def test_what_runs_is_said(model_folder: Path, caplog: pytest.LogCaptureFixture)
 def test_auto_takes_torch_where_only_torch_can(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", None)
-    openvino._devices.cache_clear()
+    monkeypatch.setattr(openvino, "_devices", openvino._devices.__wrapped__)  # It keeps what it found.
     assert choose("auto", "cpu", "bf16") == Choice("torch", "cpu", "bf16")
     with pytest.raises(MissingExtraError, match=r"mixsiam-hub\[openvino\]"):
         choose("openvino", "cpu", "bf16")
@@ -81,7 +81,17 @@ def test_half_precision_needs_a_gpu() -> None:
 
 def test_present_backends_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(openvino, "_devices", lambda: (0, ["the CPU"]))
     assert backends.present_backends() == ("onnx", "openvino")
+
+
+def test_a_cpu_that_openvino_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(openvino, "_devices", lambda: (0, []))
+    assert backends.present_backends() == ("onnx",)
+    assert choose("auto", "cpu", "fp32").backend == "onnx"
+    with pytest.raises(BackendError, match="takes Intel's CPUs alone"):
+        choose("openvino", "cpu", "fp32")
 
 
 def _half(folder: Path, *, keep_io_types: bool = True) -> bytes:

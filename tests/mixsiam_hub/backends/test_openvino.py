@@ -19,6 +19,9 @@ from mixsiam_hub.backends import openvino
 from mixsiam_hub.errors import BackendError, ModelError
 from mixsiam_hub.images.samples import draw_samples
 
+if not openvino.runs_here():
+    pytest.skip("OpenVINO's plugin of onnxruntime takes Intel's CPUs alone", allow_module_level=True)
+
 PICTURES = list(draw_samples(12).values())
 
 
