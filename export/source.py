@@ -19,8 +19,8 @@ def open_encoder(source: str) -> TrainedEncoder:
     """Loads an encoder to export.
 
     Args:
-        source: A run folder; a model folder; or a Hub id. The latter two are taken as they are, with all that their
-            mixsiam.json says; of a Hub id the provenance names the repository and the commit that say it.
+        source: A run folder; a model folder; a Hub id; or `builtin`. The latter are taken as they are, with all that
+            their mixsiam.json says; of a Hub id the provenance names the repository and the commit that say it.
 
     Raises:
         DataError: The run has no checkpoint yet, its data are gone, or it was trained on after its evaluation.

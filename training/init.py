@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import RecipeError
-from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.training.provenance import Origin, core_hours
 from mixsiam_hub.training.recipe import OF_INIT, Recipe
-
-BUILTIN = "builtin"
-"""As `init`: the built-in encoder, unless a folder of this name is here."""
 
 
 def with_shape_of_init(recipe: Recipe) -> Recipe:
@@ -28,7 +23,7 @@ def with_shape_of_init(recipe: Recipe) -> Recipe:
     """
     if recipe.backbone != OF_INIT:
         return recipe
-    config = _folder(recipe.init).config
+    config = resolve(recipe.init).config
     pre = config.preprocessing
     return replace(
         recipe,
@@ -37,10 +32,6 @@ def with_shape_of_init(recipe: Recipe) -> Recipe:
         input_size=pre.input_px,
         interpolation=pre.interpolation,
     )
-
-
-def _folder(init: str) -> ModelFolder:
-    return resolve(None if init == BUILTIN and not Path(init).exists() else init)
 
 
 def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
@@ -59,7 +50,7 @@ def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
         HubError: The repository cannot be reached, found or read.
     """
     init = recipe.init
-    folder = _folder(init)
+    folder = resolve(init)
     found = (folder.config.architecture, folder.config.output_stride)
     if found != (recipe.backbone, recipe.output_stride):
         raise RecipeError(

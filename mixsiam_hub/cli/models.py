@@ -57,8 +57,8 @@ def export(
 ) -> None:
     """Turn RUN into FOLDER, one model folder that every runtime loads, and verify it before it is there.
 
-    RUN may also be a model folder or a Hub id: it is exported again, with an int8 graph, say, or with a head that is
-    fitted on your own images.
+    RUN may also be a model folder, a Hub id or `builtin`: it is exported again, with an int8 graph, say, or with a head
+    that is fitted on your own images.
     """
     with extra("export"):
         from mixsiam_hub.export.bundle import check_request, export_folder

@@ -16,6 +16,7 @@ from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.untrusted import one_line
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
+_BUILTIN_NAME = "builtin"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_NAME = re.compile(rf"(?P<repo>{HUB_ID.pattern})(@(?P<revision>.+))?")
 
@@ -50,7 +51,8 @@ def resolve(
     Of one that timm saved, which has no mixsiam.json, the weights are fetched too: nothing else says its fingerprint.
 
     Args:
-        name_or_path: None for the built-in encoder, a folder, or a Hub id `org/name`, with or without `@revision`.
+        name_or_path: A folder, a Hub id `org/name` with or without `@revision`, or None for the built-in encoder, as is
+            `builtin` where no folder has that name.
         revision: Branch, tag or commit of a Hub id without `@`; None is the main branch.
         token: For private and gated repositories; None takes the one that `hf auth login` stored.
         cache_dir: Where the Hub's files are kept; None is the client's own cache.
@@ -62,6 +64,8 @@ def resolve(
         ArgumentError: The token cannot be one.
     """
     token = checked_token(token)
+    if str(name_or_path) == _BUILTIN_NAME and not os.path.isdir(_BUILTIN_NAME):
+        name_or_path = None
     if revision and (name_or_path is None or os.path.isdir(name_or_path)):
         raise ModelError(f"revision is {revision!r}, but only a Hub id has revisions; leave it out")
     if name_or_path is None:

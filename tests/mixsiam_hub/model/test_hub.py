@@ -47,6 +47,17 @@ def test_built_in_encoder_is_a_folder_of_the_package(monkeypatch: pytest.MonkeyP
     assert ImageEncoder.from_pretrained().embed(list(draw_samples(2).values())).shape == (2, 512)
 
 
+def test_the_built_in_encoder_has_a_name_where_no_folder_has_it(
+    monkeypatch: pytest.MonkeyPatch, compact_folder: Path, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("builtin").path == BUILTIN
+    with pytest.raises(ModelError, match="only a Hub id has revisions"):
+        resolve("builtin", revision="main")
+    shutil.copytree(compact_folder, "builtin")
+    assert resolve("builtin").manifest == ModelFolder.open(compact_folder).manifest
+
+
 @pytest.mark.parametrize("name", ["no-folder", "a/b/c", "/absent/folder", "../x/y"])
 def test_name_of_no_kind_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="neither a folder nor a Hub id"):
