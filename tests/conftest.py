@@ -15,6 +15,10 @@ from mixsiam_hub.errors import MissingExtraError
 if TYPE_CHECKING:
     from mixsiam_hub.training.checkpoint import TrainedEncoder
 
+# The workers of pytest-xdist share the CPUs; numpy and torch read this when they are imported, below here.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The folder written by tests/helpers/small_encoder.py elsewhere, for the tests of an environment that cannot export.
 EXPORTED = os.environ.get("MIXSIAM_EXPORTED_FOLDERS")
 
