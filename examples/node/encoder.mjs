@@ -31,9 +31,9 @@ export class ImageEncoder {
    * product of two is their cosine.
    */
   async embed(image) {
-    const { data, info } = await decode(image);
-    const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
-    const { pixel_values } = await this.#prepare.run({ image: pixels });
+    const { pixels, width, height } = await decode(image);
+    const tensor = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
+    const { pixel_values } = await this.#prepare.run({ image: tensor });
     const [embedding] = this.#network.outputNames;
     const results = await this.#network.run({ pixel_values }, [embedding]);
     return normalise(results[embedding].data);
@@ -41,16 +41,21 @@ export class ImageEncoder {
 }
 
 /**
- * To 8-bit RGB, sharp's default, as ImageEncoder reads a file: the colour profile ignored, turned upright by its EXIF,
- * transparency over white. sharp does none of these three unless told. CMYK comes out near, not equal: libvips takes a
- * press's inks for it.
+ * To 8-bit RGB as ImageEncoder reads a file: the colour profile ignored, turned upright by its EXIF, transparency over
+ * white. sharp does none of these unless told, and its own flatten() rounds down where Pillow rounds. CMYK comes out
+ * near, not equal: libvips takes a press's inks for it.
  */
-function decode(image) {
-  return sharp(image, { ignoreIcc: true })
-    .autoOrient()
-    .flatten({ background: "white" })
-    .raw()
-    .toBuffer({ resolveWithObject: true });
+async function decode(image) {
+  const upright = sharp(image, { ignoreIcc: true }).autoOrient().ensureAlpha();
+  const { data, info } = await upright.raw().toBuffer({ resolveWithObject: true });
+  const pixels = new Uint8Array(info.width * info.height * 3);
+  for (let from = 0, to = 0; from < data.length; from += 4) {
+    const alpha = data[from + 3];
+    for (let channel = 0; channel < 3; channel++) {
+      pixels[to++] = Math.round((data[from + channel] * alpha + 255 * (255 - alpha)) / 255);
+    }
+  }
+  return { pixels, width: info.width, height: info.height };
 }
 
 function normalise(vector) {
