@@ -25,7 +25,7 @@ from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.images.load import load_image
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.training.data import open_images
-from mixsiam_hub.training.machine import has_amx, pick_device, pick_precision
+from mixsiam_hub.training.machine import has_bf16, pick_device, pick_precision
 from mixsiam_hub.training.order import Order
 from mixsiam_hub.training.recipe import Recipe, load_recipe
 from mixsiam_hub.training.views import Views, collate
@@ -88,8 +88,8 @@ def tasks(images: ImageSet, recipe: Recipe, with_lightly: bool) -> dict[str, Cal
     batch = next(our_batches(images, recipe))
     best = pick_precision("auto", pick_device())
     bare = {"bare step, fp32": our_step(recipe, "fp32"), "bare step, bf16": our_step(recipe, "bf16")}
-    if has_amx():
-        with patch("mixsiam_hub.training.step.has_amx", lambda: False):
+    if has_bf16():
+        with patch("mixsiam_hub.training.step.has_bf16", lambda: False):
             bare["bare step, bf16, torch's convolutions"] = our_step(recipe, "bf16")
     found: dict[str, Callable[[int], float]] = {
         name: lambda steps, step=step: timed(step, [batch] * steps) for name, step in bare.items()

@@ -164,7 +164,7 @@ class _Trainer:
         """A run keeps the precision that it began with, wherever it goes on."""
         if self.progress.log and self.recipe.precision == "auto":
             return str(self.progress.log[0]["run"]["precision"])
-        precision = pick_precision(self.recipe.precision, self.device)
+        precision = self.processes.first(lambda: pick_precision(self.recipe.precision, self.device))
         logger.info("precision: %s on %s", precision, self.device)
         return precision
 

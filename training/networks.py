@@ -13,7 +13,7 @@ from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.training.checkpoint import RECIPE_FILE, TrainedEncoder, load_encoder
 from mixsiam_hub.training.features import clean_statistics, use_statistics
-from mixsiam_hub.training.machine import pick_device, pick_precision
+from mixsiam_hub.training.machine import has_fast_bf16, pick_device
 
 
 def is_run(model: str) -> bool:
@@ -57,5 +57,5 @@ def on_device(backbone: Backbone) -> Backbone:
 
 
 def evaluation_precision() -> str:
-    """Returns what features are computed in: `bf16` where the hardware has it, else `fp32`."""
-    return pick_precision("auto", pick_device())
+    """Returns what features are computed in: `bf16` on a GPU that computes it and on a CPU with AMX, else `fp32`."""
+    return "bf16" if has_fast_bf16(pick_device()) else "fp32"

@@ -111,7 +111,7 @@ class Recipe:
         jitter: Probability of colour jitter; 0 where colour is the signal.
         grey: Probability of losing colour; 1 for grey images.
         blur: Probability of a blur.
-        precision: `auto` (bf16 on GPUs that compute it and on CPUs with AMX), `bf16` or `fp32`.
+        precision: `auto` (bf16 on GPUs that compute it and on CPUs that train faster in it), `bf16` or `fp32`.
         sync_batchnorm: Of several processes on GPUs, let every BatchNorm normalise by the images of all; else each
             process normalises by its own.
         workers: Processes that decode and augment for each one that trains, at most 256; 0 does it in that one.

@@ -9,7 +9,7 @@ import torch
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.training.convolution import use_matmul
 from mixsiam_hub.training.features import normalise_on_device
-from mixsiam_hub.training.machine import has_amx, memory_format
+from mixsiam_hub.training.machine import has_bf16, memory_format
 from mixsiam_hub.training.model import Inputs, MixSiam, Objective
 from mixsiam_hub.training.processes import Processes
 from mixsiam_hub.training.recipe import Recipe
@@ -46,7 +46,7 @@ class Step:
         self._processes = processes or Processes()
         self._format = memory_format(precision, self._device)
         _lay_out(model, optimiser, self._format)
-        if precision == "bf16" and self._device.type == "cpu" and has_amx():
+        if precision == "bf16" and self._device.type == "cpu" and has_bf16():
             use_matmul(model.backbone)
         self._network = self._processes.wrap(model, recipe.sync_batchnorm)
 
