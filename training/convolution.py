@@ -1,4 +1,4 @@
-"""3 x 3 convolutions in bf16 as matrix products: faster than torch's own on a CPU that computes bf16, by AMX or AVX-512.
+"""3 x 3 convolutions in bf16 as matrix products: faster than torch's own on CPUs that have AMX or AVX-512's bf16.
 
 torch's weight gradient of a convolution takes most of a training step there, and its forward pass is slow where the
 maps are small; `benchmarks/training.py` measures a step with both ways. Results are rounded to bf16 like torch's own,

@@ -37,7 +37,8 @@ def pick_precision(asked: str, device: torch.device) -> str:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether a GPU computes bf16, or a CPU has AMX, Intel's matrix unit, and the system lets it be used."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        computes: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return computes
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
