@@ -19,9 +19,11 @@ from mixsiam_hub.export import bundle, importers, source
 from mixsiam_hub.model.known_answers import verify_folder
 
 SLOW_EXPORT = """if True:
-    import sys, time
+    import signal, sys, time
     from mixsiam_hub.cli import main
     from mixsiam_hub.export import bundle, source
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A test run in the background ignores it.
 
     def write_slowly(encoder, folder, *others):
         (folder / "half").write_bytes(bytes(1000))
