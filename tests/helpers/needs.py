@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
+
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+NAMED_PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+SOCKETS = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no sockets in folders")
 
 
 def need(missing: str | None) -> None:

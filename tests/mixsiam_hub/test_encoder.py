@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import FORK
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
@@ -275,8 +276,7 @@ def _embed_in_child(encoder: ImageEncoder, pictures: list[Image.Image], results:
     results.put(np.asarray(encoder.embed(pictures)))
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@FORK
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_survives_a_fork_after_use(model_folder: Path, pictures: list[Image.Image], backend: str) -> None:
     encoder = ImageEncoder.from_pretrained(model_folder, backend=backend, threads=2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import threading
 
-import pytest
+from needs import FORK
 
 from mixsiam_hub.per_process import PerProcess
 
@@ -21,8 +21,7 @@ def test_value_is_made_once_and_only_when_asked_for() -> None:
     assert len(made) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@FORK
 def test_forked_child_makes_its_own_even_while_a_thread_of_the_parent_is_making_it() -> None:
     making, release = threading.Event(), threading.Event()
     parent = os.getpid()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import NAMED_PIPES, SOCKETS
 
 from mixsiam_hub.errors import DataError, ImageError, MixsiamError, ModelError
 from mixsiam_hub.untrusted import (
@@ -34,7 +35,7 @@ HOSTILE = "\x1b[31mred\nline\u202e\ud800"
 # Files
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@NAMED_PIPES
 @pytest.mark.parametrize("read", [open_regular, read_bytes, read_json, sha256_file])
 def test_named_pipe_is_refused_at_once(read: Callable[[Path], Any], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -42,7 +43,7 @@ def test_named_pipe_is_refused_at_once(read: Callable[[Path], Any], tmp_path: Pa
         read(tmp_path / "pipe")
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no sockets in folders")
+@SOCKETS
 def test_sockets_and_folders_are_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import FORK
 
 pytest.importorskip("onnxruntime_ep_openvino", reason="needs the extra openvino")
 
@@ -76,7 +76,7 @@ def test_other_processes_open_their_own_session(method: str, expected: np.ndarra
     np.testing.assert_allclose(embed_in_process(method), expected[:2], atol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@FORK
 def test_a_fork_is_an_error_and_no_hang() -> None:
     assert str(embed_in_process("fork")).startswith("OpenVINO's threads do not survive a fork")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoding import encoded, photo
+from needs import NAMED_PIPES, SOCKETS
 from PIL import Image
 
 from mixsiam_hub.errors import ImageError
@@ -142,7 +143,7 @@ def test_names_of_sources(tmp_path: Path) -> None:
     assert describe({"bytes": b""}) == describe(bytearray()) == "image from bytes"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFO")
+@NAMED_PIPES
 @pytest.mark.parametrize("is_mapping", [False, True], ids=["path", "mapping"])
 def test_a_fifo_is_refused_without_waiting_for_its_writer(is_mapping: bool, tmp_path: Path) -> None:
     path = tmp_path / "cam.jpg"
@@ -151,7 +152,7 @@ def test_a_fifo_is_refused_without_waiting_for_its_writer(is_mapping: bool, tmp_
         load_image({"bytes": None, "path": str(path)} if is_mapping else path)
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no sockets in folders")
+@SOCKETS
 def test_other_things_that_are_no_regular_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # A socket's name has to be short.
     with socket.socket(socket.AF_UNIX) as listening:

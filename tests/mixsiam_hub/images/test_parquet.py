@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoding import encoded
+from needs import FORK, NAMED_PIPES
 from PIL import Image
 
 from mixsiam_hub.errors import DataError, ImageError
@@ -138,7 +139,7 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path: Path) -> None:
     assert open_source(str(path))[1].source == b""
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@NAMED_PIPES
 def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet is a pipe"):
@@ -189,7 +190,7 @@ def test_labels_are_read_without_the_images(tmp_path: Path) -> None:
     assert not images.store._kept
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@FORK
 @pytest.mark.parametrize("preloaded", [True, False])
 def test_forked_processes_read_too(preloaded: bool, tmp_path: Path) -> None:
     images = open_source(write(tmp_path / "a.parquet", list(range(20))))

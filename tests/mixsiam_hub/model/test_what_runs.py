@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from manifests import edit_manifest
+from needs import FORK, NAMED_PIPES
 from numpy.typing import NDArray
 
 from mixsiam_hub import ImageEncoder
@@ -59,8 +60,7 @@ def _in_child(encoder: ImageEncoder, queue: Any) -> None:
     queue.join_thread()
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@FORK
 def test_forked_child_never_runs_weights_replaced_meanwhile(folder: Path) -> None:
     encoder = ImageEncoder.from_pretrained(folder, backend="onnx")  # torch has its weights in memory, which forks copy.
     expected = encoder.embed(PICTURES)
@@ -107,7 +107,7 @@ def test_graph_that_reads_weights_which_were_not_hashed_is_refused(
 # Files of another kind
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@NAMED_PIPES
 @pytest.mark.parametrize("name", [CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, "model.onnx"])
 def test_named_pipe_in_a_folder_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -116,7 +116,7 @@ def test_named_pipe_in_a_folder_is_refused_and_not_waited_for(folder: Path, name
         ImageEncoder.from_pretrained(folder, backend="onnx")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@NAMED_PIPES
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
 def test_named_pipe_in_a_folder_of_timm_is_refused_too(folder: Path, name: str) -> None:
     (folder / MANIFEST_FILE).unlink()
