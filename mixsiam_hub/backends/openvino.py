@@ -40,8 +40,7 @@ def find_device(device: str) -> str:
     """
     if device not in ("auto", "cpu"):
         raise BackendError(f"device {device!r} is not for openvino here; give device='cpu', or another backend")
-    if not _devices()[1]:
-        raise BackendError("OpenVINO's plugin of onnxruntime takes Intel's CPUs alone; give another backend")
+    _cpu()
     return "cpu"
 
 
@@ -57,7 +56,7 @@ def use_openvino(options: SessionOptions, precision: str, threads: int) -> None:
         BackendError: As `find_device`.
         MissingExtraError: Likewise.
     """
-    process, devices = _devices()
+    process, devices = _cpu()
     if process != os.getpid():  # A session would wait for ever.
         raise BackendError(
             "OpenVINO's threads do not survive a fork; start processes by multiprocessing's spawn, or give "
@@ -65,6 +64,14 @@ def use_openvino(options: SessionOptions, precision: str, threads: int) -> None:
         )
     config = {"INFERENCE_PRECISION_HINT": _TYPES[precision], "INFERENCE_NUM_THREADS": str(threads)}
     options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": config})})
+
+
+def _cpu() -> tuple[int, list[Any]]:
+    """Returns what `_devices` does, of a CPU that the plugin takes."""
+    process, devices = _devices()
+    if not devices:
+        raise BackendError("OpenVINO's plugin of onnxruntime takes Intel's CPUs alone; give another backend")
+    return process, devices
 
 
 @functools.cache
