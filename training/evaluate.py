@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,22 +115,17 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ar
 
 def _score(name: str, features: Features, cache: ArrayCache, *, probe: bool) -> Accuracy:
     parts = features.train, features.train_labels, features.test, features.test_labels
-    key = *_FIGURES, _digest_of(parts)
-    found = cache.get(*key) or {f"knn{k}": np.array(share) for k, share in knn_accuracy(*parts).items()}
+    arrays: list[NDArray[Any]] = [*parts]
+    key = *_FIGURES, *map(_array_digest, arrays)
+    known = cache.get(*key) or {}
+    found = known or {f"knn{k}": np.array(share) for k, share in knn_accuracy(*parts).items()}
     # A probe sees through a linear map: it is not fitted again on floors that were only whitened, nor on a part.
     probe = probe and name != FIRST and not name.endswith(WHITENED)
     if probe and "linear" not in found:
-        found["linear"] = np.array(probe_accuracy(*parts))
-    cache.put(found, *key)
+        found = found | {"linear": np.array(probe_accuracy(*parts))}
+    if found.keys() != known.keys():
+        cache.put(found, *key)
     return Accuracy(float(found["knn20"]), float(found["knn200"]), float(found["linear"]) if probe else None)
-
-
-def _digest_of(arrays: Iterable[NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(repr((array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _with_heads(features: Mapping[str, Features], method: str, head: nn.Linear) -> dict[str, Features]:
@@ -213,9 +208,15 @@ def _content_digest(images: ImageSet) -> str:
 
 def _digest(source: ImageSource) -> str:
     if isinstance(source, np.ndarray):
-        return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
+        return _array_digest(source)
     try:
         found = path_or_bytes(source)
         return sha256_file(found, ImageError) if isinstance(found, str) else hashlib.sha256(found).hexdigest()
     except (ImageError, OSError) as error:  # One that cannot be read is left out of the features too.
         return str(error)
+
+
+def _array_digest(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

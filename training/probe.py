@@ -78,7 +78,7 @@ def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
     """Returns hessian^-1/2, (D, D): weights are this times what L-BFGS moves, which makes the problem round for it.
 
     `hessian` holds the loss's second derivatives for the weights of one class, where all weights are 0. Features that
-    go together stretch it, and L-BFGS would take half as many steps again; the minimum stays where it is.
+    go together stretch it, and L-BFGS would take more steps; the minimum stays where it is.
     """
     values, vectors = torch.linalg.eigh(hessian.double())
     values.clamp_(min=float(values.max()) * torch.finfo(hessian.dtype).eps)  # Rounding can leave the smallest below 0.
