@@ -48,6 +48,7 @@ def coding_rate(z: torch.Tensor) -> torch.Tensor:
     """
     n, dim = z.shape
     unit = functional.normalize(z.float(), dim=1)  # (N, D)
-    gram = torch.eye(n, device=z.device) + dim / (n * CODING_DISTORTION) * unit @ unit.T  # (N, N)
+    with torch.autocast(z.device.type, enabled=False):  # Rounded to bf16, the matrix may not be positive definite.
+        gram = torch.eye(n, device=z.device) + dim / (n * CODING_DISTORTION) * unit @ unit.T  # (N, N)
     halved: torch.Tensor = torch.linalg.cholesky(gram).diagonal().log().sum()  # logdet / 2
     return halved / n

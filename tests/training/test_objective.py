@@ -303,6 +303,13 @@ def test_coding_rate_is_its_formula_and_rises_as_projections_spread() -> None:
     assert expected < float(coding_rate(orthogonal)) == pytest.approx(0.5 * math.log(1 + 16 / (5 * 0.2)), rel=1e-5)
 
 
+def test_coding_rate_is_as_exact_under_bf16() -> None:
+    alike = torch.ones(256, 2048) + 0.3 * torch.randn(256, 2048, generator=torch.Generator().manual_seed(0))
+    expected = coding_rate(alike)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(coding_rate(alike), expected, rtol=0, atol=0)
+
+
 def test_coding_rate_is_subtracted_from_the_loss_with_gradient() -> None:
     batch = make_batch()
     plain, spread = make_model(), make_model(coding_rate=0.25)
