@@ -37,7 +37,7 @@ from mixsiam_hub.training.knn import knn_accuracy
 from mixsiam_hub.training.machine import pick_precision
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.recipe import Recipe, data_name, load_recipe
-from mixsiam_hub.training.step import Step, cosine_lr, make_model, make_optimiser
+from mixsiam_hub.training.step import HEADS_FIRST, Step, cosine_lr, make_model, make_optimiser
 
 BANK_IMAGES = 10_000
 QUERY_IMAGES = 4_000
@@ -89,7 +89,8 @@ def learn(recipe: Recipe, images: ImageSet, seconds: float, precision: str) -> t
             used = time.process_time() - started
             if used >= seconds:
                 break
-            if (out := step(batch, cosine_lr(used, seconds, recipe.peak_lr))) is not None:
+            is_for_heads = bool(recipe.init) and seen < HEADS_FIRST * batch.size and used < seconds / 5
+            if (out := step(batch, cosine_lr(used, seconds, recipe.peak_lr), heads_alone=is_for_heads)) is not None:
                 seen, loss = seen + batch.size, float(out.loss.detach())
             bar.update(round(used) - bar.n)
     use_statistics(model.backbone, clean_statistics(model.backbone, images, recipe.model_config.preprocessing))

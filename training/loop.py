@@ -44,7 +44,7 @@ from mixsiam_hub.training.provenance import Origin, provenance
 from mixsiam_hub.training.recipe import OF_INIT, OF_INIT_KEYS, Recipe
 from mixsiam_hub.training.runs import check_data, data_identity, find_run, new_run
 from mixsiam_hub.training.shards import ShardReader, lanes_of
-from mixsiam_hub.training.step import Step, cosine_lr, make_model, make_optimiser
+from mixsiam_hub.training.step import Step, cosine_lr, is_for_heads, make_model, make_optimiser
 from mixsiam_hub.training.views import ViewBatch, Views, make_loader
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,9 @@ class _Trainer:
         self._note(batch.skipped)
         row = torch.zeros(len(self.values) + 2, device=self.device)  # One step, its values, and the images left out.
         row[-1] = len(batch.skipped)
-        out = self.step(batch, cosine_lr(self.progress.step, self.total_steps, self.recipe.peak_lr))
+        step, total = self.progress.step, self.total_steps
+        lr = cosine_lr(step, total, self.recipe.peak_lr)
+        out = self.step(batch, lr, heads_alone=is_for_heads(self.recipe, step, total))
         if out is not None:
             values = [out.loss.detach(), out.loss_sim, out.loss_mix, z_std(out.z1)]
             if out.target is not None:

@@ -119,7 +119,7 @@ class Recipe:
             machine.
         seed: Of everything random, 0 to 2**63 - 1.
         init: A model folder or Hub id whose backbone training continues from, or `builtin`; "" starts from random
-            weights.
+            weights. In the first steps only projector and predictors learn (`step.HEADS_FIRST`).
         run_dir: The run's folder; "" is runs/NAME-DATE.
         checkpoint_minutes: Longest work that a crash can lose, at most a year; 0 writes a checkpoint at every step, of
             several processes at every tenth.

@@ -16,6 +16,11 @@ from mixsiam_hub.training.recipe import Recipe
 from mixsiam_hub.training.views import ViewBatch, blank_batch
 
 MOMENTUM = 0.9
+HEADS_FIRST = 100
+"""Steps at the start of a run from a trained encoder in which its backbone stands still, at most a fifth of all.
+
+Projector and predictors start from random weights, and what they would ask of the backbone spoils it.
+"""
 
 
 class Step:
@@ -48,14 +53,15 @@ class Step:
         _lay_out(model, optimiser, self._format)
         if precision == "bf16" and self._device.type == "cpu" and has_bf16():
             use_matmul(model.backbone)
-        self._network = self._processes.wrap(model, recipe.sync_batchnorm)
+        self._hold_backbone(False)
 
-    def __call__(self, batch: ViewBatch, lr: float) -> Objective | None:
+    def __call__(self, batch: ViewBatch, lr: float, *, heads_alone: bool = False) -> Objective | None:
         """Does one step.
 
         Args:
             batch: This process's share of it.
             lr: Of the encoder; the predictors' stays constant.
+            heads_alone: Let projector and predictors learn, and leave the backbone's weights as they are.
 
         Returns:
             The objective before the step; None where the batch has fewer than two images, which no BatchNorm can
@@ -64,6 +70,8 @@ class Step:
         is_enough = batch.size > 1
         if not is_enough and self._processes.count == 1:
             return None
+        if heads_alone != self._is_held:
+            self._hold_backbone(heads_alone)
         for group in self._optimiser.param_groups:
             if group["decays"]:
                 group["lr"] = lr
@@ -76,6 +84,14 @@ class Step:
         self._optimiser.step()
         self._model.update_average()
         return out if is_enough else None
+
+    def _hold_backbone(self, is_held: bool) -> None:
+        self._is_held = is_held
+        self._model.backbone.requires_grad_(not is_held)
+        if self._optimiser.state and not is_held:  # The fused optimiser wants a momentum of all weights, or of none.
+            for weight in self._model.backbone.parameters():
+                self._optimiser.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        self._network = self._processes.wrap(self._model, self._recipe.sync_batchnorm)
 
     def _inputs(self, batch: ViewBatch) -> Inputs:
         lams, pairs = (
@@ -124,6 +140,11 @@ def make_optimiser(model: MixSiam, recipe: Recipe) -> torch.optim.SGD:
         predictors += model.own_predictor.parameters()
     groups = [{"params": encoder, "decays": True}, {"params": predictors, "decays": False}]
     return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=MOMENTUM, weight_decay=recipe.weight_decay, fused=True)
+
+
+def is_for_heads(recipe: Recipe, step: int, total_steps: int) -> bool:
+    """Tells whether only the heads learn at a step, as at the start of a run from a trained encoder."""
+    return bool(recipe.init) and step < min(HEADS_FIRST, total_steps // 5)
 
 
 def cosine_lr(step: int, total_steps: int, peak: float) -> float:
