@@ -209,7 +209,7 @@ def _write_graphs(encoder: TrainedEncoder, folder: Path, compact: bool) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONFIG_FILE)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CONFIG_FILE)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.files import DENSE
+from mixsiam_hub.model.files import DENSE, DENSE_CONFIG_FILE
+from mixsiam_hub.model.processors import dense_json
 
 _MODULES = "sentence_transformers.base.modules"
 
@@ -20,12 +21,7 @@ def sentence_transformers_files(config: ModelConfig) -> dict[str, Any]:
     dense = {}
     if config.head_dim:
         modules = {"": "transformer.Transformer", DENSE: "dense.Dense", "2_Normalize": "normalize.Normalize"}
-        dense[f"{DENSE}/config.json"] = {
-            "in_features": config.features_dim,
-            "out_features": config.head_dim,
-            "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        }
+        dense[DENSE_CONFIG_FILE] = dense_json(config)
     return dense | {
         "modules.json": [
             {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{module}"}

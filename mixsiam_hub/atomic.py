@@ -30,6 +30,8 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
         OutputError: The place cannot be written, or the disk is full.
     """
     path = Path(path)
+    if not path.name:
+        raise OutputError(f"{path} cannot be written: it is a folder; give the name of a file")
     # 40 characters: in UTF-8 a name may be longer in bytes than its place's 255.
     temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.tmp")
     try:

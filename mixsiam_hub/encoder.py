@@ -129,7 +129,7 @@ class ImageEncoder:
         folder = hub.resolve(
             name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        if folder.is_plain:
+        if folder.is_plain and not is_auto:
             choice = backends.choose(backend, device, precision, order=("torch",))
         if dim is not None:
             _check_dim(dim, folder)

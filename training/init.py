@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from mixsiam_hub.errors import RecipeError
 from mixsiam_hub.model.hub import resolve
 from mixsiam_hub.training.provenance import Origin, core_hours
 from mixsiam_hub.training.recipe import OF_INIT, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def with_shape_of_init(recipe: Recipe) -> Recipe:
@@ -45,8 +48,8 @@ def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
         What was loaded.
 
     Raises:
-        RecipeError: The encoder has another architecture or stride, or weights that are not finite.
-        ModelError: No such folder, or one that breaks the contract.
+        RecipeError: The encoder has another architecture or stride.
+        ModelError: No such folder, or one that breaks the contract, or weights that are not finite.
         HubError: The repository cannot be reached, found or read.
     """
     init = recipe.init
@@ -57,10 +60,14 @@ def load_init(backbone: Backbone, recipe: Recipe) -> Origin:
             f"init {init} is a {found[0]} of output_stride {found[1]}; set backbone = {found[0]!r} and "
             f"output_stride = {found[1]}"
         )
-    weights = load_backbone(folder, with_head=False).state_dict()
-    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise RecipeError(f"init {init}: {broken[0]} holds NaN or Infinity; choose another encoder")
-    backbone.load_state_dict(weights)
+    backbone.load_state_dict(load_backbone(folder, with_head=False).state_dict())
+    pre, deployed = folder.config.preprocessing, recipe.model_config.preprocessing
+    if (pre.mean, pre.std) != (deployed.mean, deployed.std):
+        logger.warning(
+            "init %s was trained with mean %s and std %s; this run has %s and %s, which it must get used to",
+            init,
+            *(pre.mean, pre.std, deployed.mean, deployed.std),
+        )
     name = init.partition("@")[0] if folder.revision else folder.path.resolve().name
     return Origin(name, folder.revision, folder.manifest.fingerprint, _core_hours(folder.manifest.training))
 

@@ -49,6 +49,8 @@ from mixsiam_hub.training.views import ViewBatch, Views, make_loader
 
 logger = logging.getLogger(__name__)
 
+_AFTER_NOT_FINITE = "The checkpoint before it stays. Start anew with half the lr, or with --set precision=fp32"
+
 STEP_VALUES = ("loss", "loss_sim", "loss_mix", "z_std", "target_bias")
 SYNC_STEPS = 10
 """Steps between two looks at the losses: each look waits for the device, and for the other processes."""
@@ -82,11 +84,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> Outcome:
             equals that of a run that was never stopped, at an equal thread count. The number of processes may change.
 
     Raises:
-        DataError: The data cannot be used, there is no run to resume, or its images were others.
+        DataError: The data cannot be used, or no longer be read; there is no run to resume, or its images were others.
         RecipeError: The run to resume has another recipe, `init` does not fit, or batch_size is no multiple of the
-            number of processes.
+            number of processes, or gives one of them a single image.
         OutputError: The run folder cannot be written, or the disk is full.
-        TrainingError: The loss is no longer finite, or a worker was killed; the last checkpoint stays.
+        TrainingError: The loss or a weight is no longer finite, or a worker was killed; the last checkpoint stays.
     """
     with joined() as processes:
         _check_fit(recipe, processes)
@@ -103,6 +105,11 @@ def _check_fit(recipe: Recipe, processes: Processes) -> None:
         raise RecipeError(
             f"batch_size is {recipe.batch_size}, of all processes together; it must be a multiple of their number, "
             f"{processes.count}"
+        )
+    if recipe.batch_size < 2 * processes.count:
+        raise RecipeError(
+            f"batch_size is {recipe.batch_size}, of all {processes.count} processes together; each needs two images or "
+            "more for BatchNorm"
         )
     if recipe.sync_batchnorm and pick_device().type != "cuda":
         raise RecipeError("sync_batchnorm needs GPUs; set it to false")
@@ -158,6 +165,7 @@ class _Trainer:
             return progress
         if self.recipe.init:
             self.origin = load_init(self.model.backbone, self.recipe)
+            self.model.restart_average()
         return Progress(data=data, lanes=(self.processes.count, max(1, self.recipe.workers)))
 
     def _precision(self) -> str:
@@ -282,6 +290,7 @@ class _Trainer:
 
         Raises:
             TrainingError: The loss of one of them is not finite.
+            DataError: Not one image of them could be read.
         """
         # One transfer for all: each waits for the device, and for the other processes.
         told = torch.zeros_like(self.rows[0])
@@ -289,6 +298,12 @@ class _Trainer:
         *rows, told = self.processes.sum(torch.stack([*self.rows, told])).tolist()
         first_step = self.progress.step - len(rows)
         self.rows = []
+        if sum(skipped for *_, skipped in rows) == len(rows) * self.recipe.batch_size:
+            reason = next(reversed(self.progress.unreadable.values()), "")
+            raise DataError(
+                f"{self.images.name}: no image since step {first_step} can be read; {reason}. The "
+                "last checkpoint stays: put the images back and add --resume"
+            )
         for step, (steps, *values, skipped) in enumerate(rows, start=first_step):
             means = {name: value / steps for name, value in zip(self.values, values, strict=True)} if steps else {}
             if not math.isfinite(means.get("loss", 0)):
@@ -299,14 +314,16 @@ class _Trainer:
 
     def _diagnosis(self, step: int, values: Mapping[str, float]) -> str:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        broken = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
+        broken = self._not_finite()
         where = f"{len(broken)} weights and statistics are not finite either, {broken[0]} the first" if broken else ""
         return (
             f"{self.run}: the loss of step {step} (epoch {step // self.steps_per_epoch + 1}) is not finite: {shown}; "
             f"learning rate {cosine_lr(step, self.total_steps, self.recipe.peak_lr):.4g}, {self.precision}"
-            f"{'; ' * bool(where)}{where}. The checkpoint before it stays. Start anew with half the lr, or with "
-            "--set precision=fp32"
+            f"{'; ' * bool(where)}{where}. {_AFTER_NOT_FINITE}"
         )
+
+    def _not_finite(self) -> list[str]:
+        return [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
 
     def _note(self, skipped: dict[str, str]) -> None:
         for key in skipped.keys() - self.progress.unreadable.keys():
@@ -318,6 +335,10 @@ class _Trainer:
             return
         if self.rows:
             self._look()
+        if broken := self._not_finite():
+            raise TrainingError(
+                f"{self.run}: after step {self.progress.step} {broken[0]} is not finite. {_AFTER_NOT_FINITE}"
+            )
         try:
             save_checkpoint(self.run, self.model, self.optimiser, self.progress)
         except OutputError as error:

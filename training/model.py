@@ -131,6 +131,11 @@ class MixSiam(nn.Module):
             loss = loss - self.coding_rate * sum(rates[1:], start=rates[0]) / len(rates)
         return Objective(loss, loss_sim.detach(), loss_mix.detach(), zs[0].detach().float(), target)
 
+    def restart_average(self) -> None:
+        """Makes the average that gives the targets the encoder itself; call it where weights were put into that."""
+        if self.average is not None:
+            self.average.load_state_dict(nn.Sequential(self.backbone, self.projector).state_dict())
+
     @torch.no_grad()
     def update_average(self) -> None:
         """Moves the average that gives the targets towards the encoder; call it after each step of the optimiser."""

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mixsiam_hub.errors import RecipeError, missing_extra
-from mixsiam_hub.model.config import ARCHITECTURES, INTERPOLATIONS, MAX_INPUT_PX, ModelConfig, Preprocessing
+from mixsiam_hub.images.finding import is_address
+from mixsiam_hub.model.config import ARCHITECTURES, MAX_INPUT_PX, ModelConfig, Preprocessing
 from mixsiam_hub.model.hub import HUB_ID
 from mixsiam_hub.training.augment import Augmentation
 from mixsiam_hub.training.losses import TARGETS
@@ -30,7 +32,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "output_stride": (32, 16, 8),
     "target": TARGETS,
     "mixture": MIXTURES,
-    "interpolation": INTERPOLATIONS,
+    "interpolation": ("bilinear", "bicubic", "lanczos"),  # That preprocess.onnx can be built for.
     "predictors": ("shared", "own"),
     "precision": ("auto", "fp32", "bf16"),
 }
@@ -253,12 +255,15 @@ _PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validati
 
 
 def data_name(spec: str) -> str:
-    """Returns a data set's name without the machine's folders.
+    """Returns a data set's name without the machine's folders, or an address's password or signature.
 
     It is its folder's; for a file, or a folder of a name such as `train`, with the folder above it in front; and its
     `::train` or `::val`.
     """
     where, colons, part = spec.partition("::")
+    if is_address(where):
+        parts = urlsplit(where)
+        where = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
     path = Path(where)
     needs_parent = path.suffix or path.name.lower() in _PART_NAMES
     return f"{Path(path.parent.name, path.name).as_posix() if needs_parent else path.name}{colons}{part}"

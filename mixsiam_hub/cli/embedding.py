@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -15,7 +14,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mixsiam_hub.cli.group import EXIT_SKIPPED, PATH, PLACE, EncoderOptions, encoder_options, main, printable
+from mixsiam_hub.cli.group import (
+    EXIT_SKIPPED,
+    PATH,
+    PLACE,
+    EncoderOptions,
+    check_not_replaced,
+    encoder_options,
+    main,
+    printable,
+)
 from mixsiam_hub.cli.vectors import show
 from mixsiam_hub.errors import DataError, MixsiamError
 
@@ -66,9 +74,10 @@ def embed(
     """
     from mixsiam_hub.images.feed import count_source, stream_source
     from mixsiam_hub.images.sources import open_source
+    from mixsiam_hub.vectors.npy_file import keys_path
 
-    if os.path.exists(out) and any(os.path.exists(name) and os.path.samefile(name, out) for name in inputs):
-        raise DataError(f"{out} is one of the inputs, which it would replace; give --out another name")
+    if isinstance(out, Path):
+        check_not_replaced([out, keys_path(out)] if out.suffix == ".npy" else [out], inputs)
     if isinstance(out, str) or (out.suffix not in _FILES and (out.is_dir() or not out.suffix)):
         images, count = stream_source(inputs, column), partial(count_source, inputs, column)
         unread = _embed_into(out, encoder, engine, images, count, batch_size, strict, dtype or _DTYPES[0], by_content)

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import click
 
 from mixsiam_hub import __version__
 from mixsiam_hub.backends.choose import AUTO, BACKENDS, DEVICES, MIN_COSINE, PRECISIONS
-from mixsiam_hub.errors import MixsiamError, missing_extra
+from mixsiam_hub.errors import DataError, MixsiamError, missing_extra
 
 if TYPE_CHECKING:
     from mixsiam_hub import ImageEncoder
@@ -172,6 +172,14 @@ def extra(name: str) -> Iterator[None]:
 def printable(name: str) -> str:
     """Returns a name with its control characters escaped: names come from files, and a terminal obeys such."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+
+
+def check_not_replaced(outputs: Iterable[Path], inputs: Iterable[Path | str | None]) -> None:
+    """Raises DataError for a file that would be written where an input is."""
+    read = [path for path in inputs if path is not None and os.path.exists(path)]
+    for out in outputs:
+        if out.exists() and any(out.samefile(path) for path in read):
+            raise DataError(f"{out} is one of the inputs, which it would replace; give the output another name")
 
 
 def _prepare_streams() -> None:

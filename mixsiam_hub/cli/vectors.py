@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixsiam_hub.atomic import replacing
-from mixsiam_hub.cli.group import PATH, PLACE, EncoderOptions, encoder_options, main, printable
+from mixsiam_hub.cli.group import PATH, PLACE, EncoderOptions, check_not_replaced, encoder_options, main, printable
 from mixsiam_hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def search(
     from mixsiam_hub.vectors.search import search as find
     from mixsiam_hub.vectors.table import open_vectors
 
+    check_not_replaced([sheet] if sheet else [], [vectors, *queries])
     stored = open_vectors(vectors)
     images = open_source(queries)
     images.check_searched()
@@ -72,7 +73,7 @@ def duplicates(
     from mixsiam_hub.vectors.search import write_sheet
     from mixsiam_hub.vectors.table import open_vectors
 
-    _check_place(out, vectors, against)
+    check_not_replaced([out, *([sheet] if sheet else [])], [vectors, against])
     stored = open_vectors(vectors)
     others = open_vectors(against) if against else None
     with replacing(out) as report:
@@ -99,7 +100,7 @@ def map_(vectors: Path | str, out: Path) -> None:
 
     if out.suffix != ".parquet":
         raise DataError(f"{out} must end in .parquet")
-    _check_place(out, vectors)
+    check_not_replaced([out, out.with_suffix(".png")], [vectors])
     with replacing(out) as table:
         found = make_map(open_vectors(vectors))
         write_map(table, found)
@@ -121,12 +122,6 @@ def show(rows: Sequence[Neighbours], sheet: Path | None) -> None:
     if sheet:
         write_sheet(sheet, rows)
         click.echo(f"{printable(str(sheet))}: contact sheet")
-
-
-def _check_place(out: Path, *inputs: Path | str | None) -> None:
-    """Raises DataError for a place that holds what is read."""
-    if any(isinstance(path, Path) and path.exists() and out.exists() and out.samefile(path) for path in inputs):
-        raise DataError(f"{out} holds the vectors, which it would replace; give --out another name")
 
 
 def _index(vectors: Vectors, path: Path | str) -> VectorIndex:

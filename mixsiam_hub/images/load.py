@@ -230,7 +230,8 @@ def _decode(image: Image.Image, draft: Draft | None = None) -> Image.Image:
     _load_pixels(image)
     turn = _TURNS.get(_orientation(image))
     if draft:
-        draft.size = _upright((width, height), turn)
+        # Pillow 10 turns a TIFF itself while it loads it.
+        draft.size = _upright((width, height) if reduced else image.size, turn)
         draft.box = _turned_box(reduced[1], image.size, turn) if reduced else None
     rgb = _to_rgb(image)
     if turn is None:

@@ -59,11 +59,13 @@ class ParquetStore:
         """
         self._column = column
         self._paths: list[str] = []
+        self._class_names: list[list[str]] = []  # Of each file: what its labels' numbers stand for.
         self._groups: list[_Group] = []
         self._length = 0
         digest = hashlib.sha256()
         for path in paths:
             part = _read_part(path, column or COLUMN)
+            self._class_names.append(_class_names(part.schema))
             if not self._paths:
                 self._schema = part.schema
             elif not part.schema.equals(self._schema):
@@ -177,9 +179,12 @@ class ParquetStore:
             return None
         import pyarrow as pa
 
+        names = self._class_names[0]
         columns = [_read_labels(path) for path in self._paths]
+        if any(others != names for others in self._class_names):
+            columns = [_as_text(column, own) for column, own in zip(columns, self._class_names, strict=True)]
         column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
-        classes = _named_classes(column, self._schema)
+        classes = _named_classes(column, names)
         if classes is not None and len(classes.numbers) != self._length:
             raise DataError(f"{self._paths[0]}: {len(classes.numbers)} labels for {self._length} rows; it has changed")
         return classes
@@ -268,7 +273,7 @@ def _read_part(path: str, column: str) -> _Part:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if column not in schema.names:
             names = ", ".join(schema.names)
-            raise DataError(f"{path}: no column {column!r}; it has {names}. Name the one that holds images by --column")
+            raise DataError(f"{path}: no column {column!r}; it has {names}; embed takes another one by --column")
         wanted = [schema.field(name) for name in dict.fromkeys((column, LABEL)) if name in schema.names]
         schema = pa.schema(wanted, schema.metadata)
         leaf = _leaf(schema, column, path)
@@ -314,7 +319,16 @@ def _read_labels(path: str) -> pa.ChunkedArray:
         return pq.ParquetFile(file, pre_buffer=False).read([LABEL], use_threads=False).column(0)
 
 
-def _named_classes(column: pa.ChunkedArray, schema: pa.Schema) -> _Classes | None:
+def _as_text(column: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
+    """Returns labels by name: null where a number has none."""
+    import pyarrow as pa
+
+    numbers = column.to_pylist()
+    texts = [n if isinstance(n, str) else names[n] if n is not None and 0 <= n < len(names) else None for n in numbers]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def _named_classes(column: pa.ChunkedArray, names: list[str]) -> _Classes | None:
     """Returns the class of each row, or None where a row has none."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -329,7 +343,6 @@ def _named_classes(column: pa.ChunkedArray, schema: pa.Schema) -> _Classes | Non
     if not pa.types.is_integer(column.type):
         return None
     numbers = column.to_numpy()
-    names = _class_names(schema)
     if (numbers < 0).any() or (names and (numbers >= len(names)).any()):
         return None
     return _Classes(numbers, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from mixsiam_hub.errors import ModelError
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.files import (
     CONFIG_FILE,
+    DENSE_CONFIG_FILE,
     DENSE_FILE,
     FASTEMBED_FILE,
     MANIFEST_FILE,
@@ -21,7 +23,7 @@ from mixsiam_hub.model.files import (
     WEIGHTS_FILE,
 )
 from mixsiam_hub.model.folder import ModelFolder
-from mixsiam_hub.model.processors import fastembed_json, preprocessor_json
+from mixsiam_hub.model.processors import dense_json, fastembed_json, preprocessor_json
 from mixsiam_hub.model.tensors import fingerprint, read_tensors
 from mixsiam_hub.untrusted import field, one_line, quote
 
@@ -97,11 +99,7 @@ def check_preprocessing(folder: ModelFolder) -> None:
     if FASTEMBED_FILE not in folder.manifest.files:
         del copies[FASTEMBED_FILE]  # A compact folder has no onnx/.
     for name, expected in copies.items():
-        copy = folder.read_json(name)
-        for key, value in expected.items():
-            if copy.get(key) != value:
-                got = quote(copy.get(key))
-                raise ModelError(f"{folder.path / name}: {key} is {got}; {CONFIG_FILE} asks for {value}")
+        _check_copy(folder, name, expected)
     path = folder.path / PROCESSOR_FILE
     raw = field(folder.read_json(PROCESSOR_FILE), "image_processor", dict, str(path))
     other = ModelConfig.from_json(raw, f"{path}: image_processor").preprocessing
@@ -115,10 +113,21 @@ def check_dense(folder: ModelFolder) -> None:
     Raises:
         ModelError: It is missing, or another one.
     """
+    if DENSE_CONFIG_FILE not in folder.manifest.files:  # Earlier versions did not list it, so a push left it behind.
+        raise ModelError(f"{folder.path}: {MANIFEST_FILE} does not list {DENSE_CONFIG_FILE}; export the folder again")
+    _check_copy(folder, DENSE_CONFIG_FILE, dense_json(folder.config))
     head, copy = _tensors(folder, WEIGHTS_FILE), _tensors(folder, DENSE_FILE)
     for name in ("weight", "bias"):
         if not np.array_equal(head[f"fc.{name}"], copy.get(f"linear.{name}", ())):
             raise ModelError(f"{folder.path / DENSE_FILE}: linear.{name} is not fc.{name} of {WEIGHTS_FILE}")
+
+
+def _check_copy(folder: ModelFolder, name: str, expected: Mapping[str, Any]) -> None:
+    copy = folder.read_json(name)
+    for key, value in expected.items():
+        if copy.get(key) != value:
+            got = quote(copy.get(key))
+            raise ModelError(f"{folder.path / name}: {key} is {got}; {CONFIG_FILE} asks for {value}")
 
 
 def _tensors(folder: ModelFolder, name: str) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""The copies of the preprocessing that other libraries read from files of their own."""
+"""What other libraries read from files of their own: copies of the preprocessing, and the form of the head."""
 
 from __future__ import annotations
 
@@ -64,4 +64,14 @@ def fastembed_json(config: ModelConfig) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(pre.mean),
         "image_std": list(pre.std),
+    }
+
+
+def dense_json(config: ModelConfig) -> dict[str, Any]:
+    """Returns 1_Dense/config.json, the form of the head for sentence-transformers."""
+    return {
+        "in_features": config.features_dim,
+        "out_features": config.head_dim,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
     }

@@ -100,8 +100,10 @@ def embed_into(
                     shards.put(key, row)
                     tally.embedded += 1
                 for error in batch.errors.values():
-                    states.pop(error.image, None)
-                    shards.put(error.image, None)
+                    # What could not be had this time, as of a disk that is not there, keeps its row.
+                    if states.get(error.image) != FileState():
+                        states.pop(error.image, None)
+                        shards.put(error.image, None)
                     tally.errors += 1
                     list_error(error.image, str(error))
                 progress(tally)

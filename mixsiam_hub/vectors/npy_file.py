@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mixsiam_hub.vectors.table import VectorFile
 
 
+def keys_path(path: Path) -> Path:
+    """Returns where the keys of a matrix are listed."""
+    return path.with_suffix(".keys.txt")
+
+
 @contextmanager
 def matrix_writer(path: Path) -> Iterator[Callable[[VectorFile], None]]:
     """Tries whether a matrix can be written, before it is computed, and gives what writes it.
@@ -31,7 +36,7 @@ def matrix_writer(path: Path) -> Iterator[Callable[[VectorFile], None]]:
         OutputError: A place that cannot be written.
         DataError: While writing: a key with a line break.
     """
-    with replacing(path) as matrix, replacing(path.with_suffix(".keys.txt")) as keys:
+    with replacing(path) as matrix, replacing(keys_path(path)) as keys:
 
         def write(data: VectorFile) -> None:
             odd = next((key for key in data.ids if "\n" in key or "\r" in key), None)

@@ -8,10 +8,12 @@ its process was lost, and a block's vectors are the same wherever they are compu
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -70,7 +72,7 @@ class RayEncoder:
         remaining = iter(images)
         while True:
             while len(under_way) < self._slots() * _TASKS_A_SLOT:
-                if not (block := list(islice(remaining, batch_size * BATCHES_A_TASK))):
+                if not (block := [_absolute(item) for item in islice(remaining, batch_size * BATCHES_A_TASK)]):
                     break
                 under_way.append((task.remote(self._pickled, block, batch_size, with_sha256), block))
             if not under_way:
@@ -121,6 +123,11 @@ def _batches(result: Any, block: list[Item]) -> list[Batch]:
             f"the images {names} could not be embedded in {_RETRIES + 1} trials: {one_line(error)}"
         ) from error
     return batches
+
+
+def _absolute(item: Item) -> Item:
+    """Returns an image whose file is found from whatever folder a node works in."""
+    return replace(item, source=os.path.abspath(item.source)) if isinstance(item.source, str) else item
 
 
 def _embed_block(pickled: bytes, block: list[Item], batch_size: int, with_sha256: bool) -> list[Batch]:

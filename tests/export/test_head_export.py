@@ -73,6 +73,7 @@ def test_sentence_transformers_has_a_copy_of_it(exported: Exported) -> None:
     assert [module["path"] for module in modules] == ["", "1_Dense", "2_Normalize"]
     dense, weights = exported.folder / "1_Dense", load((exported.folder / WEIGHTS_FILE).read_bytes())
     assert json.loads((dense / "config.json").read_text())["in_features"] == 512
+    assert {"1_Dense/config.json", "1_Dense/model.safetensors"} <= exported.manifest.files.keys()
     copy = load((dense / "model.safetensors").read_bytes())
     np.testing.assert_array_equal(copy["linear.weight"], weights["fc.weight"])
     np.testing.assert_array_equal(copy["linear.bias"], weights["fc.bias"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixsiam_hub.atomic import check_new_folder, new_folder
+from mixsiam_hub.atomic import check_new_folder, new_folder, replacing
 from mixsiam_hub.errors import OutputError
 
 
@@ -67,6 +67,12 @@ def test_a_place_that_is_taken_or_cannot_be_written_is_refused_before_and_at_the
                 attempt(tmp_path / path)
             assert str(caught.value).startswith(str(tmp_path / path))
     assert names(tmp_path) == {"full", "full/file", "loop"}
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_folder_is_no_name_of_a_file(name: str) -> None:
+    with pytest.raises(OutputError, match="it is a folder"), replacing(name):
+        pass
 
 
 def test_a_working_directory_that_is_gone_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from mixsiam_hub.errors import ArgumentError, DataError, ModelError
 from mixsiam_hub.images.samples import draw_samples, write_samples
 from mixsiam_hub.model.checks import check_dense
 from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.files import CONFIG_FILE, DENSE_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from mixsiam_hub.model.files import CONFIG_FILE, DENSE_CONFIG_FILE, DENSE_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.known_answers import verify_folder
 from mixsiam_hub.model.manifest import Manifest
@@ -176,6 +176,17 @@ def test_a_copy_for_sentence_transformers_that_is_another_head_is_found(folder: 
     (folder / DENSE_FILE).write_bytes(save(tensors))
     edit_manifest(folder, DENSE_FILE)
     with pytest.raises(ModelError, match=f"{name} is not"):
+        check_dense(ModelFolder.open(folder))
+
+
+def test_a_form_for_sentence_transformers_that_is_another_or_not_listed_is_found(folder: Path) -> None:
+    form = json.loads((folder / DENSE_CONFIG_FILE).read_text())
+    (folder / DENSE_CONFIG_FILE).write_text(json.dumps(form | {"out_features": 128}))
+    edit_manifest(folder, DENSE_CONFIG_FILE)
+    with pytest.raises(ModelError, match=f"{DENSE_CONFIG_FILE}: out_features is 128; {CONFIG_FILE} asks for 256"):
+        verify_folder(folder)
+    edit_manifest(folder, edit=lambda raw: raw["files"].pop(DENSE_CONFIG_FILE))
+    with pytest.raises(ModelError, match=f"does not list {DENSE_CONFIG_FILE}; export the folder again"):
         check_dense(ModelFolder.open(folder))
 
 

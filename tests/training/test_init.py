@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
+
+from small_run import before_each_step
 
 from mixsiam_hub.backends.backbone import Backbone
 from mixsiam_hub.backends.torch import load_backbone
@@ -23,6 +26,10 @@ from mixsiam_hub.training.recipe import Recipe, load_recipe
 
 RECIPE = Recipe(init=str(BUILTIN), output_stride=16)
 HOURS = init._core_hours(ModelFolder.open(BUILTIN).manifest.training)
+
+
+class Compared(Exception):
+    """Ends a run once it has been looked at."""
 
 
 def test_the_weights_are_the_folders_and_the_folder_goes_by_its_name(
@@ -59,15 +66,32 @@ def test_another_architecture_is_refused_with_what_to_set() -> None:
         load_init(Backbone("resnet18", 32), replace(RECIPE, output_stride=32))
 
 
-def test_weights_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Backbone("resnet18", 16)
-    with torch.no_grad():
-        broken.conv1.weight[0, 0, 0, 0] = torch.nan
-    monkeypatch.setattr(init, "load_backbone", lambda folder, *, with_head: broken)
-    backbone = Backbone("resnet18", 16)
-    with pytest.raises(RecipeError, match=r"conv1\.weight holds NaN"):
-        load_init(backbone, RECIPE)
-    assert all(tensor.isfinite().all() for tensor in backbone.state_dict().values())
+def test_another_normalisation_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    load_init(Backbone("resnet18", 16), RECIPE)
+    assert not caplog.messages
+    folder = ModelFolder.open(BUILTIN)
+    pre = replace(folder.config.preprocessing, mean=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(init, "resolve", lambda name: replace(folder, config=replace(folder.config, preprocessing=pre)))
+    load_init(Backbone("resnet18", 16), RECIPE)
+    (said,) = caplog.messages
+    assert "was trained with mean (0.5, 0.5, 0.5)" in said
+
+
+def test_targets_from_an_average_start_from_the_encoder_too(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(trainer: Any) -> None:
+        average, backbone = trainer.model.average[0].state_dict(), trainer.model.backbone.state_dict()
+        assert all(torch.equal(average[name], tensor) for name, tensor in backbone.items())
+        raise Compared
+
+    before_each_step(monkeypatch, compare)
+    small = ["data=digits", "batch_size=300", "projector_dim=64", "predictor_dim=16", "workers=0"]
+    recipe = load_recipe(
+        "adapt", [*small, "momentum_target=0.9", f"init={model_folder}", f"run_dir={tmp_path / 'run'}"]
+    )
+    with pytest.raises(Compared):
+        train(recipe)
 
 
 def test_the_shape_is_that_of_the_encoder_where_the_recipe_asks_for_it() -> None:

@@ -281,6 +281,11 @@ def test_the_average_follows_the_encoder_and_learns_nothing() -> None:
     model.update_average()
     for old, new, now in zip(before, model.average.parameters(), encoder, strict=True):
         assert torch.allclose(new, 0.75 * old + 0.25 * now)
+    model.restart_average()
+    encoder = nn.Sequential(model.backbone, model.projector).state_dict()
+    assert any("running_mean" in name for name in encoder)
+    for name, kept in model.average.state_dict().items():
+        assert torch.equal(kept, encoder[name]), name
 
 
 def test_pairs_of_many_views_differ_and_of_two_are_the_papers() -> None:

@@ -179,6 +179,9 @@ def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
     recipe = load_recipe("digits", ["batch_size=44"])
     with pytest.raises(RecipeError, match=r"batch_size is 44, of all processes together; .* multiple of .* 3"):
         _check_fit(recipe, Processes(0, 3))
+    with pytest.raises(RecipeError, match="batch_size is 44, of all 44 processes together; each needs two images"):
+        _check_fit(recipe, Processes(0, 44))
+    _check_fit(recipe, Processes(0, 22))
 
 
 def test_sync_batchnorm_without_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

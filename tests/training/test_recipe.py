@@ -185,6 +185,9 @@ def test_simsiam_has_no_mixture_and_lr_scales_with_the_batch() -> None:
         ("/data/pets/train", "pets/train"),
         ("/data/birds/Val::train", "birds/Val::train"),
         ("digits", "digits"),
+        ("s3://bucket/pets/000.tar::train", "pets/000.tar::train"),
+        ("https://acct.blob.example/c/shard.tar?sv=1&sig=SECRET#a", "c/shard.tar"),
+        ("https://me:SECRET@host.example/shard.tar", "host.example/shard.tar"),
     ],
 )
 def test_the_name_of_a_data_set_says_which_it_is_and_not_where(spec: str, name: str) -> None:

@@ -17,9 +17,12 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tensorboard", reason="needs the extra train")
 
+import numpy as np
+from PIL import Image
 from small_run import OVERRIDES, assert_same_run, before_each_step, recipe, tell_to_stop
 
-from mixsiam_hub.errors import TrainingError
+from mixsiam_hub.errors import DataError, TrainingError
+from mixsiam_hub.training import loop
 from mixsiam_hub.training.checkpoint import read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.loop import train
@@ -126,6 +129,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     state = read_checkpoint(run)
     assert state["step"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_weight_that_is_not_finite_enters_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    save = loop._Trainer._save
+
+    def break_before_the_third(trainer: Any) -> None:
+        if trainer.progress.step == 3:
+            with torch.no_grad():
+                trainer.model.predictor[0].weight[0, 0] = torch.nan
+        save(trainer)
+
+    monkeypatch.setattr(loop._Trainer, "_save", break_before_the_third)
+    with pytest.raises(TrainingError, match=r"after step 3 predictor\.0\.weight is not finite.*half the lr"):
+        train(recipe(run, "checkpoint_minutes=1e-9"))
+    state = read_checkpoint(run)
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_images_that_are_gone_stop_a_run_which_goes_on_once_they_are_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, away = tmp_path / "data", tmp_path / "away"
+    data.mkdir()
+    for number in range(90):
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8))
+        image.save(data / f"{number:02}.png")
+
+    def take_away(trainer: Any) -> None:
+        if trainer.progress.step == 3:
+            data.rename(away)
+
+    before_each_step(monkeypatch, take_away)
+    changes = [f'data="{data}"', 'val_data=""', "stop_after=0", "epochs=6", "workers=0"]
+    with pytest.raises(DataError, match=r"data: no image since step 4 can be read; .*png.*add --resume"):
+        train(recipe(tmp_path / "run", *changes))
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "run")["step"] == 4
+    away.rename(data)
+    assert train(recipe(tmp_path / "run", *changes), resume=True).finished
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_and_a_resume_equals_it(

@@ -93,8 +93,16 @@ def test_the_input_is_never_replaced(images: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.parquet"
     pq.write_table(pa.table({"image": [next(images.iterdir()).read_bytes()]}), data)
     content = data.read_bytes()
-    assert_one_error_line(run("embed", data, "--out", data), "is one of the inputs", "give --out another name")
+    assert_one_error_line(run("embed", data, "--out", data), "is one of the inputs", "give the output another name")
     assert data.read_bytes() == content
+
+
+def test_a_list_of_keys_is_never_replaced_by_what_is_embedded_of_it(images: Path, tmp_path: Path) -> None:
+    out, keys = tmp_path / "v.npy", tmp_path / "v.keys.txt"
+    assert run("embed", images, "--out", out).exit_code == 0
+    content = keys.read_bytes()
+    assert_one_error_line(run("embed", keys, "--out", out), "v.keys.txt is one of the inputs")
+    assert keys.read_bytes() == content
 
 
 def test_embed_skips_counts_and_lists_bad_files(images: Path, bad: Path, tmp_path: Path) -> None:

@@ -75,11 +75,17 @@ def test_what_is_read_is_never_replaced(copies: Path, tmp_path: Path) -> None:
     for out in (stored, others):
         assert run("embed", copies, "--out", out).exit_code == 0
     before = stored.read_bytes(), others.read_bytes()
-    refused = "holds the vectors, which it would replace; give --out another name"
+    refused = "is one of the inputs, which it would replace; give the output another name"
+    query = copies / "ring_01.png"
+    pixels = query.read_bytes()
     assert_one_error_line(run("map", stored, "--out", stored), refused)
     assert_one_error_line(run("duplicates", stored, "--out", stored), refused)
     assert_one_error_line(run("duplicates", stored, "--against", others, "--out", others), refused)
+    assert_one_error_line(run("duplicates", stored, "--out", tmp_path / "r.json", "--sheet", stored), refused)
+    assert_one_error_line(run("search", stored, query, "--sheet", query), refused)
+    assert_one_error_line(run("search", stored, query, "--sheet", stored), refused)
     assert (stored.read_bytes(), others.read_bytes()) == before
+    assert query.read_bytes() == pixels
 
 
 def test_search_by_index_finds_the_query_and_says_its_recall(copies: Path, vectors: Path) -> None:

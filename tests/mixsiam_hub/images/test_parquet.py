@@ -62,6 +62,14 @@ def test_a_column_of_plain_bytes(tmp_path: Path) -> None:
     assert levels(str(path)) == [7, 8]
 
 
+def test_classes_of_files_that_number_them_differently_go_by_name(tmp_path: Path) -> None:
+    first = write(tmp_path / "d/0.parquet", [1, 2], [0, 1], ["cat", "dog"])
+    write(tmp_path / "d/1.parquet", [3, 4, 5], [0, 1, 2], ["dog", "cat", "owl"])
+    assert open_source(str(tmp_path / "d")).labels == ["cat", "dog", "dog", "cat", "owl"]
+    unnamed = write(tmp_path / "2.parquet", [6], [0])
+    assert open_source([first, unnamed]).labels is None
+
+
 @pytest.mark.parametrize("name", ["in [x]/a.parquet", "a[1].parquet", "star*.parquet"])
 def test_a_name_with_brackets_is_read_as_it_stands(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, [1, 2])
@@ -163,7 +171,9 @@ def test_any_column_of_images(tmp_path: Path) -> None:
     assert images.labels == ["x", "y", "x"]
     assert [item.key for item in pickle.loads(pickle.dumps(images))] == [f"{path}#{row}" for row in range(3)]
     assert levels(path) == [9, 9, 9]
-    with pytest.raises(DataError, match=r"no column 'photo'; it has scan\.left, image, label\. Name .* by --column"):
+    with pytest.raises(
+        DataError, match=r"no column 'photo'; it has scan\.left, image, label; embed takes another one by --column"
+    ):
         open_source(path, "photo")
 
 

@@ -181,8 +181,14 @@ def test_fast_decoding_never_goes_below_twice_the_input(monkeypatch: pytest.Monk
 
 
 def test_fast_decoding_changes_no_other_image() -> None:
-    pre = Preprocessing(64)
-    for source in (encoded(photo(500, 400), "PNG"), encoded(photo(200, 250)), photo(500, 400), b"\xff\xd8\xff no JPEG"):
+    pre, turned = Preprocessing(64), encoded(photo(400, 200), "TIFF", turn=6)
+    for source in (
+        encoded(photo(500, 400), "PNG"),
+        encoded(photo(200, 250)),
+        photo(500, 400),
+        b"\xff\xd8\xff no JPEG",
+        turned,
+    ):
         results = []
         for decode in ("exact", "fast"):
             try:
@@ -193,4 +199,5 @@ def test_fast_decoding_changes_no_other_image() -> None:
             assert results[0] == results[1]
         else:
             np.testing.assert_array_equal(results[0][0], results[1][0])
+            assert results[0][1] == results[1][1]
             assert results[0][1] == results[1][1]

@@ -92,6 +92,11 @@ def test_classifier_is_no_part_of_the_encoder(trained_encoder: TrainedEncoder, t
     assert set(one.to_torch().state_dict()) == set(trained_encoder.backbone.state_dict())
 
 
+def test_nothing_can_choose_its_precision(plain: Path) -> None:
+    with pytest.raises(BackendError, match="saved by timm, so that no candidate can be checked; give a precision"):
+        ImageEncoder.from_pretrained(plain, precision="auto")
+
+
 def test_fingerprint_is_of_the_preprocessing_too(trained_encoder: TrainedEncoder, plain: Path, tmp_path: Path) -> None:
     other = _save(trained_encoder, tmp_path / "other", interpolation="bilinear")
     assert ModelFolder.open(plain).manifest.fingerprint == ModelFolder.open(plain).manifest.fingerprint

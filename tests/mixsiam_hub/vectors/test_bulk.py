@@ -221,11 +221,25 @@ def test_bad_images_are_listed_and_tried_again(encoder: ImageEncoder, photos: li
     assert tally == Tally(present=9, errors=3)
     assert set(listed(out)) == {str(cut), str(zeros), str(absent)}
     assert listed(out)[str(absent)] == f"{absent}: no such file"
-    assert set(rows(out)) == set(map(str, photos)) - set(listed(out))  # No vector stands for what is gone.
+    assert set(rows(out)) == set(map(str, photos)) - {str(cut), str(zeros)}  # No vector stands for what is bad.
     assert embed_into(out, encoder, items(photos)) == Tally(present=9, errors=3)
     cut.write_bytes(whole)
     assert embed_into(out, encoder, items(photos[:5])) == Tally(embedded=1, present=4)
     assert (out / ERRORS).read_bytes() == b""
+
+
+def test_images_that_cannot_be_reached_keep_their_rows(
+    encoder: ImageEncoder, photos: list[Path], out: Path, tmp_path: Path
+) -> None:
+    folder = photos[0].parent
+    embed_into(out, encoder, items(photos))
+    before = rows(out)
+    away = folder.rename(tmp_path / "away")
+    assert embed_into(out, encoder, items(photos)) == Tally(errors=12)
+    assert set(listed(out)) == set(map(str, photos))
+    assert set(rows(out)) == set(before)
+    away.rename(folder)
+    assert embed_into(out, encoder, items(photos)) == Tally(present=12)
 
 
 def test_another_dtype_is_refused_before_any_work(encoder: ImageEncoder, out: Path) -> None:

@@ -100,8 +100,11 @@ def test_a_lost_node_loses_no_row(
     assert (again.embedded, again.present, again.errors) == (0, 120, 1)
 
 
-def test_batches_are_those_of_the_encoder(cluster: Cluster, images: Path, encoder: ImageEncoder) -> None:
-    items = list(stream_source(str(images)))[: 4 * BATCHES_A_TASK + 3]
+def test_batches_are_those_of_the_encoder(
+    cluster: Cluster, images: Path, encoder: ImageEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)  # The nodes were started elsewhere.
+    items = list(stream_source(images.name))[: 4 * BATCHES_A_TASK + 3]
     ours, theirs = (
         list(which.embed_stream(items, batch_size=4, on_error="skip", with_sha256=True))
         for which in (RayEncoder(encoder, 1), encoder)
