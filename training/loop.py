@@ -299,7 +299,7 @@ class _Trainer:
         first_step = self.progress.step - len(rows)
         self.rows = []
         if sum(skipped for *_, skipped in rows) == len(rows) * self.recipe.batch_size:
-            reason = next(reversed(self.progress.unreadable.values()), "")
+            reason = next(reversed(self.progress.unreadable.values()))
             raise DataError(
                 f"{self.images.name}: no image since step {first_step} can be read; {reason}. The "
                 "last checkpoint stays: put the images back and add --resume"

@@ -93,7 +93,7 @@ def export(
 )
 @click.option("--input-size", type=int, metavar="PX", help="Edge of the square that the network takes.")
 @click.option("--crop-pct", type=float, help="Share of the resized short edge that the crop keeps.")
-@click.option("--interpolation", help="bilinear, bicubic, lanczos, box, hamming or nearest.")
+@click.option("--interpolation", help="bilinear, bicubic or lanczos.")
 @click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from values in [0, 1].")
 @click.option("--std", type=float, nargs=3, metavar="R G B", help="Divided by after that.")
 @click.option("--base-model", metavar="ORG/NAME", help="The checkpoint's own repository on the Hub, for the card.")

@@ -14,10 +14,11 @@ pytest.importorskip("onnxscript", reason="needs the extra export")
 import onnx
 import onnxruntime
 
-from mixsiam_hub.errors import ModelError
+from mixsiam_hub.errors import ModelError, RecipeError
 from mixsiam_hub.export.preprocess_graph import preprocess_graph
 from mixsiam_hub.images.preprocess import preprocess, resize_and_crop
-from mixsiam_hub.model.config import Preprocessing
+from mixsiam_hub.model.config import INTERPOLATIONS, Preprocessing
+from mixsiam_hub.training.recipe import Recipe
 
 SIZES = (
     *((1, 1), (1, 2), (7, 3), (31, 33), (64, 64), (65, 64), (97, 101), (225, 223), (480, 641), (641, 479)),
@@ -101,3 +102,14 @@ def test_only_plain_operators_that_other_runtimes_have() -> None:
 def test_another_filter_is_refused() -> None:
     with pytest.raises(ModelError, match=r"'hamming'; preprocess\.onnx can be built for bilinear, bicubic, lanczos"):
         preprocess_graph(Preprocessing(32, interpolation="hamming"))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_recipe_takes_the_interpolations_that_can_be_exported(interpolation: str) -> None:
+    try:
+        preprocess_graph(Preprocessing(8, interpolation=interpolation))
+    except ModelError:
+        with pytest.raises(RecipeError, match="interpolation"):
+            Recipe(interpolation=interpolation)
+    else:
+        assert Recipe(interpolation=interpolation).interpolation == interpolation
