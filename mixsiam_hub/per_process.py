@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
 _living: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
+_inherited: list[Any] = []
+"""The parents' values, kept for as long as a child lives: freeing a session joins threads that only the parent has."""
 
 
 class PerProcess(Generic[_T]):
@@ -20,7 +22,6 @@ class PerProcess(Generic[_T]):
         """Takes what makes the value, and calls it later."""
         self._make = make
         self._value: _T | None = None
-        self._inherited: list[_T | None] = []
         self._lock = threading.Lock()
         _living.add(self)
         _watch_forks()
@@ -33,11 +34,8 @@ class PerProcess(Generic[_T]):
             return self._value
 
     def forget(self) -> None:
-        """Sets the parent's value aside in a forked child, and its lock, which another thread may have held.
-
-        The value is kept: freeing a session joins threads that only the parent has.
-        """
-        self._inherited.append(self._value)
+        """Sets the parent's value aside in a forked child, and its lock, which another thread may have held."""
+        _inherited.append(self._value)
         self._value = None
         self._lock = threading.Lock()
 

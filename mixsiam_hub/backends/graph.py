@@ -48,13 +48,13 @@ class Graph:
             ModelError: The file is missing, was changed, is no graph, or has another signature.
             BackendError: onnxruntime cannot use the device.
         """
-        self.path = folder.path / name
+        self.path = path = folder.path / name
         self._signature = signature
         self._device = device
 
-        def open_session() -> InferenceSession:
+        def open_session() -> InferenceSession:  # It does not hold self: a session is freed with its last user.
             session = _open_session(folder, name, device, threads, openvino)
-            check_signature(session, self.path, signature)
+            check_signature(session, path, signature)
             return session
 
         self._session = PerProcess(open_session)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,29 @@ def test_pickles_before_and_after_use(
     assert len(data) < 100_000  # A recipe for the session, not its weights.
     copy = pickle.loads(data)
     np.testing.assert_allclose(copy.embed(pictures[:2]), encoder.embed(pictures[:2]), atol=1e-6)
+
+
+def test_session_is_freed_with_its_encoder(
+    model_folder: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[weakref.ref[Any]] = []
+    original = graph._open_session
+
+    def watched(*arguments: Any) -> Any:
+        session = original(*arguments)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(graph, "_open_session", watched)
+    gc.disable()
+    try:
+        encoder = ImageEncoder.from_pretrained(model_folder, backend="onnx", threads=1)
+        encoder.embed(pictures[:2])
+        assert [session() is None for session in sessions] == [False]
+        del encoder
+        assert [session() is None for session in sessions] == [True]
+    finally:
+        gc.enable()
 
 
 def test_many_threads_share_one_session(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
+import pytest
 from needs import FORK
 
 from mixsiam_hub.per_process import PerProcess
@@ -43,3 +45,35 @@ def test_forked_child_makes_its_own_even_while_a_thread_of_the_parent_is_making_
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert value.get() == parent
+
+
+@FORK
+@pytest.mark.parametrize("is_dropped_before", [True, False])
+def test_forked_child_never_frees_what_the_parent_made(is_dropped_before: bool) -> None:
+    parent = os.getpid()
+
+    class Session:
+        def __del__(self) -> None:
+            if os.getpid() != parent:
+                os._exit(1)  # A session would wait here for threads that the child does not have.
+
+    class User:
+        def __init__(self) -> None:
+            self.session = PerProcess(Session)
+            self.session.get()
+            self.myself = self  # Only the garbage collector frees it.
+
+    gc.disable()
+    try:
+        user: User | None = User()
+        if is_dropped_before:
+            user = None
+        pid = os.fork()
+        if pid == 0:
+            user = None
+            gc.collect()
+            os._exit(0)
+    finally:
+        gc.enable()
+    del user
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
