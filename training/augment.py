@@ -18,6 +18,16 @@ from mixsiam_hub.training.recolour import MAX_SIGMA_PX, UNCHANGED
 JITTER = (0.4, 0.4, 0.4, 0.1)
 """Range of brightness, contrast and saturation (factor 1 +- x) and of hue (+- x turns)."""
 BLUR_SIGMA_PX = (0.1, MAX_SIGMA_PX)
+SHRUNK_TO = 1 / 3
+"""Smallest edge of a view that is shrunk and enlarged again, as a share of its edge."""
+KERNELS = (
+    Image.Resampling.BOX,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.HAMMING,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+)
+"""What shrinks and enlarges such a view, each drawn anew."""
 CROP_RATIO = (3 / 4, 4 / 3)
 
 Box = tuple[float, float, float, float]
@@ -35,6 +45,7 @@ class Augmentation:
         jitter: Probability of colour jitter.
         grey: Probability of losing all colour.
         blur: Probability of a Gaussian blur.
+        shrink: Probability of few pixels: the view is shrunk to a third of its edge or more, and enlarged again.
     """
 
     size_px: int
@@ -43,6 +54,7 @@ class Augmentation:
     jitter: float = 0.8
     grey: float = 0.2
     blur: float = 0.5
+    shrink: float = 0.0
 
 
 def draw_view(
@@ -79,7 +91,13 @@ def cut_view(
     factors = UNCHANGED + is_jittered * (rng.uniform(-1, 1, size=4) * JITTER)
     order = rng.permutation(4)
     sigma = is_blurred * rng.uniform(*BLUR_SIGMA_PX)
-    pixels = np.asarray(image.resize((how.size_px, how.size_px), Image.Resampling.BILINEAR, box))
+    if rng.random() < how.shrink:
+        edge = max(1, round(how.size_px * rng.uniform(SHRUNK_TO, 1)))
+        shrink_by, enlarge_by = (KERNELS[number] for number in rng.integers(len(KERNELS), size=2))
+        view = image.resize((edge, edge), shrink_by, box).resize((how.size_px, how.size_px), enlarge_by)
+    else:
+        view = image.resize((how.size_px, how.size_px), Image.Resampling.BILINEAR, box)
+    pixels = np.asarray(view)
     if is_flipped:
         pixels = pixels[:, ::-1]
     return pixels, np.array([*factors, *order, is_grey, sigma], np.float32)

@@ -58,6 +58,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "jitter": (0, 1),
     "grey": (0, 1),
     "blur": (0, 1),
+    "shrink": (0, 1),
     "workers": (0, 256),
     "threads": (0, 1024),
     "seed": (0, 2**63 - 1),
@@ -113,6 +114,8 @@ class Recipe:
         jitter: Probability of colour jitter; 0 where colour is the signal.
         grey: Probability of losing colour; 1 for grey images.
         blur: Probability of a blur.
+        shrink: Probability that a view is shrunk to a third of its edge or more and enlarged again, each by a kernel
+            drawn at random, for an encoder that will see small images too, enlarged by whatever does it.
         precision: `auto` (bf16 on GPUs that compute it and on CPUs that train faster in it), `bf16` or `fp32`.
         sync_batchnorm: Of several processes on GPUs, let every BatchNorm normalise by the images of all; else each
             process normalises by its own.
@@ -161,6 +164,7 @@ class Recipe:
     jitter: float = 0.8
     grey: float = 0.2
     blur: float = 0.5
+    shrink: float = 0.0
     precision: str = "auto"
     sync_batchnorm: bool = False
     workers: int = 2
@@ -208,9 +212,8 @@ class Recipe:
     @property
     def view_plan(self) -> ViewPlan:
         """What is drawn of each image."""
-        how = Augmentation(
-            self.view_size or self.input_size, self.crop_scale, self.flip, self.jitter, self.grey, self.blur
-        )
+        size_px = self.view_size or self.input_size
+        how = Augmentation(size_px, self.crop_scale, self.flip, self.jitter, self.grey, self.blur, self.shrink)
         least = self.crop_scale[0]
         local_how = replace(how, size_px=self.local_size, crop_scale=(least / 4, least)) if self.local_views else None
         return ViewPlan(how, self.views, local_how, self.local_views, self.mixture, self.mixtures, self.lam_alpha)

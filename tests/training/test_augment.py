@@ -49,7 +49,7 @@ def test_all_off_is_the_image_itself() -> None:
         assert np.array_equal(view(how, index), np.asarray(picture()))
 
 
-@pytest.mark.parametrize("step", ["flip", "jitter", "grey", "blur"])
+@pytest.mark.parametrize("step", ["flip", "jitter", "grey", "blur", "shrink"])
 def test_each_step_acts_at_one_and_only_then(step: str) -> None:
     how = replace(OFF, crop_scale=(0.5, 1.0))
     changed = [not np.array_equal(view(how, i), view(replace(how, **{step: 1.0}), i)) for i in range(20)]
@@ -58,7 +58,7 @@ def test_each_step_acts_at_one_and_only_then(step: str) -> None:
     assert all(same)
 
 
-@pytest.mark.parametrize("step", ["flip", "jitter", "grey", "blur"])
+@pytest.mark.parametrize("step", ["flip", "jitter", "grey", "blur", "shrink"])
 def test_each_step_acts_about_as_often_as_asked(step: str) -> None:
     acted = [not np.array_equal(view(OFF, i), view(replace(OFF, **{step: 0.5}), i)) for i in range(200)]
     assert 0.35 < np.mean(acted) < 0.65
@@ -75,12 +75,13 @@ def test_grey_has_equal_channels() -> None:
     assert np.array_equal(grey[..., 0], grey[..., 2])
 
 
-def test_blur_smooths() -> None:
+@pytest.mark.parametrize("step", ["blur", "shrink"])
+def test_blur_and_few_pixels_smooth(step: str) -> None:
     def roughness(pixels: np.ndarray) -> float:
         return float(np.abs(np.diff(pixels.astype(float), axis=0)).mean())
 
     indices = range(20)
-    assert np.mean([roughness(view(replace(OFF, blur=1.0), i)) for i in indices]) < 0.9 * np.mean(
+    assert np.mean([roughness(view(replace(OFF, **{step: 1.0}), i)) for i in indices]) < 0.9 * np.mean(
         [roughness(view(OFF, i)) for i in indices]
     )
 
