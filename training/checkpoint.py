@@ -166,7 +166,7 @@ class TrainedEncoder:
         backbone = with_head(self.backbone, head)
         assert backbone.fc is not None
         config = replace(self.config, head_dim=backbone.fc.out_features)
-        fitted = Whitening(data, head.images, FLOOR)
+        fitted = Whitening(data, head.images, FLOOR, head.resizing)
         return replace(self, backbone=backbone, config=config, head=fitted, evaluations=(), report=None)
 
 

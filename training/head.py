@@ -1,7 +1,10 @@
 """The head: PCA whitening of pooled features, fitted on images without labels, as one linear map.
 
 Self-supervised features share a mean and a few strong directions: unlike images come out alike, and all the rest
-hardly counts. Behind the head each component has unit variance, and the first ones varied most over images.
+hardly counts. Behind the head each component has about unit variance, and the first ones varied most over images.
+
+Programs resize images by different kernels, and whitening would amplify what these change in the features as it does
+all that is weak. So that change counts as variance, RESIZING times over, and what it dominates stays weak.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
@@ -19,7 +23,7 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import sample
-from mixsiam_hub.training.features import extract, read_batches
+from mixsiam_hub.training.features import extract, in_batches, read_batches
 
 MAX_DIM = 256
 FLOOR = 1e-2
@@ -27,24 +31,34 @@ FLOOR = 1e-2
 
 Both were chosen once, for all encoders, on parts of training sets: `benchmarks/head.py`.
 """
+RESIZING = 3.0
+"""How many times the change of the features by another resampling kernel counts as variance; chosen there, too."""
 FIT_IMAGES = 16_384
 """Images that a head is fitted on, at most."""
+RESIZED_IMAGES = 2048
+"""Images that this change is measured on, at most."""
+RESIZED_BY = (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)
+"""The two kernels that a shrunk image is enlarged by."""
+_SHRUNK_TO = (1 / 3, 1 / 2, 2 / 3)
+"""Its edge, as a share of the input's, of one image after the other."""
 _LEAST_SPREAD = 1e-10
-"""Of the largest variance, as a share of the features' mean square: below this stands only rounding."""
+"""Of all variance, as a share of the features' mean square: below this stands only rounding."""
 
 
 class Moments(NamedTuple):
-    """Mean and covariance of pooled features.
+    """What is known of pooled features.
 
     Attributes:
         images: How many.
         mean: (D,) float64.
         covariance: (D, D) float64.
+        resizing: Mean outer product of the change by another resampling kernel, (D, D) float64; None: not measured.
     """
 
     images: int
     mean: torch.Tensor
     covariance: torch.Tensor
+    resizing: torch.Tensor | None = None
 
 
 class Head(NamedTuple):
@@ -54,11 +68,13 @@ class Head(NamedTuple):
         images: How many it was fitted on.
         weight: (K, D) float32.
         bias: (K,) float32.
+        resizing: How many times the change by another resampling kernel counted; None: not at all.
     """
 
     images: int
     weight: torch.Tensor
     bias: torch.Tensor
+    resizing: float | None = None
 
 
 def clean_moments(backbone: Backbone, images: ImageSet, pre: Preprocessing) -> Moments:
@@ -66,7 +82,7 @@ def clean_moments(backbone: Backbone, images: ImageSet, pre: Preprocessing) -> M
 
     Args:
         backbone: With the BatchNorm statistics that it is shipped with; stays as it is.
-        images: FIT_IMAGES of them are used.
+        images: FIT_IMAGES of them are used, for `resizing` RESIZED_IMAGES.
         pre: The deployed preprocessing.
 
     Raises:
@@ -74,9 +90,12 @@ def clean_moments(backbone: Backbone, images: ImageSet, pre: Preprocessing) -> M
     """
     pixels = (batch.pixels for batch in read_batches(sample(images, FIT_IMAGES), pre))
     try:
-        return moments_of(extract(backbone, pixels, pre))
+        moments = moments_of(extract(backbone, pixels, pre))
     except DataError as error:
         raise DataError(f"{images.name}: {error}") from None
+    batches = read_batches(sample(images, RESIZED_IMAGES), pre)
+    pairs = (part for batch in batches for part in in_batches(resized_pairs(batch.pixels)))
+    return moments._replace(resizing=resizing_of(extract(backbone, pairs, pre)))
 
 
 def moments_of(features: NDArray[np.float32]) -> Moments:
@@ -97,21 +116,48 @@ def moments_of(features: NDArray[np.float32]) -> Moments:
     return Moments(images, values.mean(dim=0), torch.cov(values.T))
 
 
-def whitening(moments: Moments, dim: int, floor: float = FLOOR) -> nn.Linear:
-    """Returns the head as a layer from features, (N, D), to `dim` components of unit variance, the strongest first.
+def resized_pairs(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrinks images and enlarges each again by both of RESIZED_BY.
+
+    Args:
+        pixels: (n, S, S, 3) RGB.
+
+    Returns:
+        (2n, S, S, 3), the two of an image side by side.
+    """
+    out = np.empty((len(pixels), len(RESIZED_BY), *pixels.shape[1:]), np.uint8)
+    for number, square in enumerate(pixels):
+        edge = max(1, round(len(square) * _SHRUNK_TO[number % len(_SHRUNK_TO)]))
+        small = Image.fromarray(square).resize((edge, edge), Image.Resampling.LANCZOS)
+        for place, kernel in enumerate(RESIZED_BY):
+            out[number, place] = small.resize(square.shape[:2], kernel)
+    return out.reshape(-1, *pixels.shape[1:])
+
+
+def resizing_of(features: NDArray[np.float32]) -> torch.Tensor:
+    """Returns `Moments.resizing` from the features of `resized_pairs`, (2n, D)."""
+    change = torch.from_numpy(features[::2] - features[1::2]).double()
+    return change.T @ change / len(change)
+
+
+def whitening(moments: Moments, dim: int, floor: float = FLOOR, resizing: float = RESIZING) -> nn.Linear:
+    """Returns the head as a layer from features, (N, D), to `dim` white components, the strongest first.
 
     Args:
         moments: Of the features.
         dim: Components to keep, at most D.
         floor: Components of less than this share of the largest variance are scaled as if they had it.
+        resizing: How many times the change by another resampling kernel counts as variance, where it was measured.
 
     Raises:
         DataError: The features do not vary.
     """
-    variances, directions = torch.linalg.eigh(moments.covariance)  # Ascending, (D,); (D, D), a column each.
-    largest = variances[-1]
-    if not largest > _LEAST_SPREAD * moments.mean.square().sum():
+    if not moments.covariance.trace() > _LEAST_SPREAD * moments.mean.square().sum():
         raise DataError("all images have the same features; give images that differ")
+    change = 0.0 if moments.resizing is None else resizing * moments.resizing
+    # Ascending, (D,); (D, D), a column each.
+    variances, directions = torch.linalg.eigh(moments.covariance + change)
+    largest = variances[-1]
     variances, directions = variances.flip(0)[:dim], directions.flip(1)[:, :dim].T  # (dim,), (dim, D)
     # Either sign of a direction is right; this one does not depend on the machine.
     strongest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
@@ -130,7 +176,8 @@ def fit_head(moments: Moments) -> Head:
         DataError: The features do not vary.
     """
     layer = whitening(moments, min(MAX_DIM, len(moments.mean)))
-    return Head(moments.images, layer.weight.detach(), layer.bias.detach())
+    resizing = None if moments.resizing is None else RESIZING
+    return Head(moments.images, layer.weight.detach(), layer.bias.detach(), resizing)
 
 
 def with_head(backbone: Backbone, head: Head) -> Backbone:

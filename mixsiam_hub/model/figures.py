@@ -33,11 +33,14 @@ class Whitening:
         data: Name of the data set, without the machine's folders.
         images: How many images of it.
         floor: Smallest variance that a component counts with, as a share of the largest one's.
+        resizing: How many times the change of the features by another resampling kernel counts as variance; None in a
+            head of before this was measured.
     """
 
     data: str
     images: int
     floor: float
+    resizing: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as `from_json` reads it."""
@@ -47,7 +50,12 @@ class Whitening:
     def from_json(cls, raw: object, source: str, error: type[MixsiamError] = ModelError) -> Whitening:
         """Reads it; arguments and errors as of `Accuracy.from_json`."""
         fields = Fields(raw, source, error)
-        whitening = cls(fields.text("data"), fields.count("images"), fields.number("floor", 0, 1))
+        whitening = cls(
+            fields.text("data"),
+            fields.count("images"),
+            fields.number("floor", 0, 1),
+            fields.optional("resizing", lambda key: fields.number(key, 0, MOST)),
+        )
         fields.end()
         return whitening
 

@@ -121,6 +121,9 @@ def test_the_head_and_what_it_was_fitted_on_are_told() -> None:
     text = " ".join(card(head=HEAD).split())
     assert "whitens the 512 pooled features: its 256 numbers" in text
     assert "on 9,000 images of `pets::train`; directions with less than 0.02 of the largest variance" in text
+    assert "resampling kernel" not in text
+    resized = " ".join(card(head=replace(HEAD, resizing=3.0)).split())
+    assert "What another resampling kernel changes in the features counted as variance, 3 times over" in resized
     assert "encoder.embed(images, pooled=True)" in text
     assert 'ImageEncoder.from_pretrained("pets", dim=64)' in text
     assert "ImageEncoder.from_pretrained(dim=64)" in card(BUILTIN_CARD, head=HEAD)

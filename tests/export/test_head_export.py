@@ -28,7 +28,7 @@ from mixsiam_hub.model.files import ANSWERS_FILE, CONFIG_FILE, ONNX_FILE, WEIGHT
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.manifest import Manifest
 from mixsiam_hub.training.checkpoint import TrainedEncoder
-from mixsiam_hub.training.head import FLOOR
+from mixsiam_hub.training.head import FLOOR, RESIZING
 
 PIXELS = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
 
@@ -96,7 +96,7 @@ def test_the_smaller_graph_is_measured_behind_the_head(exported: Exported) -> No
 
 def test_an_export_of_the_folder_keeps_it(exported: Exported, tmp_path: Path) -> None:
     manifest = export_folder(exported.encoder, tmp_path / "again", "Apache-2.0", compact=True)
-    assert manifest.head == exported.manifest.head == Whitening("drawn samples", 600, FLOOR)
+    assert manifest.head == exported.manifest.head == Whitening("drawn samples", 600, FLOOR, RESIZING)
     images = list(draw_samples(3).values())
     vectors = [ImageEncoder.from_pretrained(folder).embed(images) for folder in (exported.folder, tmp_path / "again")]
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999

@@ -120,6 +120,7 @@ def _without(name: str, raw: dict[str, Any]) -> dict[str, Any]:
         ({"data": "photos", "images": 600, "floor": 2.0}, r"floor is 2\.0"),
         ({"data": "photos", "images": 600, "floor": float("nan")}, "NaN"),
         ({"data": "photos", "images": -1, "floor": 0.01}, "images is -1"),
+        ({"data": "photos", "images": 600, "floor": 0.01, "resizing": -1}, "resizing is -1"),
         ({"data": "photos", "images": 600, "floor": 0.01, "scale": 1}, "scale"),
     ],
 )

@@ -26,7 +26,7 @@ from mixsiam_hub.training import evaluate as evaluation
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.evaluate import Features, evaluate
-from mixsiam_hub.training.head import FLOOR, MAX_DIM, clean_moments
+from mixsiam_hub.training.head import FLOOR, MAX_DIM, RESIZING, clean_moments, fit_head
 from mixsiam_hub.training.probe import probe_accuracy
 from mixsiam_hub.user_cache import ArrayCache
 
@@ -53,7 +53,7 @@ def test_every_figure_stands_beside_its_floors(result: Evaluation) -> None:
 
 def test_a_run_carries_its_head(digits_run: Path) -> None:
     encoder = load_encoder(digits_run)
-    assert encoder.head == Whitening("digits", 1618, FLOOR)
+    assert encoder.head == Whitening("digits", 1618, FLOOR, RESIZING)
     head = read_checkpoint(digits_run)["head"]
     assert (head["images"], head["weight"].shape) == (1618, (MAX_DIM, 512))
     assert encoder.backbone.fc is not None
@@ -62,16 +62,18 @@ def test_a_run_carries_its_head(digits_run: Path) -> None:
 
 
 def test_a_run_from_before_heads_were_kept_gets_its_own(digits_run: Path, tmp_path: Path) -> None:
-    encoder, bare = load_encoder(digits_run), load_encoder(digits_run).backbone
+    encoder = load_encoder(digits_run)
+    bare = encoder.backbone
     bare.fc = None
-    moments = clean_moments(bare, open_images("digits::train"), encoder.config.preprocessing)
+    moments = clean_moments(bare, open_images("digits::train"), encoder.config.preprocessing)._replace(resizing=None)
     state = read_checkpoint(digits_run)
     del state["head"]
     shutil.copytree(digits_run, tmp_path / "run")
-    torch.save(state | {"moments": moments._asdict()}, tmp_path / "run" / CHECKPOINT_FILE)
+    kept = {"images": moments.images, "mean": moments.mean, "covariance": moments.covariance}
+    torch.save(state | {"moments": kept}, tmp_path / "run" / CHECKPOINT_FILE)
     old = load_encoder(tmp_path / "run")
-    assert old.head == encoder.head
-    torch.testing.assert_close(old.backbone.fc.weight, encoder.backbone.fc.weight, rtol=1e-3, atol=1e-3)
+    assert old.head == Whitening("digits", 1618, FLOOR)
+    torch.testing.assert_close(old.backbone.fc.weight, fit_head(moments).weight, rtol=1e-3, atol=1e-3)
 
 
 def test_a_changed_backbone_is_noticed(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

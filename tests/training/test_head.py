@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra train")
 
@@ -16,8 +17,21 @@ from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sources import open_source
 from mixsiam_hub.model.config import ModelConfig, Preprocessing
+from mixsiam_hub.model.figures import Whitening
 from mixsiam_hub.training.checkpoint import TrainedEncoder, whiten_on
-from mixsiam_hub.training.head import FLOOR, MAX_DIM, Moments, clean_moments, fit_head, moments_of, whitening, with_head
+from mixsiam_hub.training.head import (
+    FLOOR,
+    MAX_DIM,
+    RESIZING,
+    Moments,
+    clean_moments,
+    fit_head,
+    moments_of,
+    resized_pairs,
+    resizing_of,
+    whitening,
+    with_head,
+)
 
 RNG = np.random.default_rng(0)
 MIXED = (RNG.normal(size=(400, 12)) @ RNG.normal(size=(12, 12)) + 5).astype(np.float32)
@@ -59,6 +73,38 @@ def test_the_floor_keeps_weak_components_weak() -> None:
         out = whitening(moments_of(features), 3, floor=0.01)(torch.from_numpy(features)).numpy()
     # Variances are 100, 1 and 1e-4; the floor is 1, so the third is divided by 1.
     np.testing.assert_allclose(out.std(axis=0), [1, 1, 0.01], rtol=0.05)
+
+
+def test_what_resizing_changes_stays_weak() -> None:
+    features = RNG.normal(size=(5000, 3)).astype(np.float32)
+    change = RNG.normal(size=(5000, 3)).astype(np.float32) * np.array([0, 2, 0], np.float32)
+    resizing = resizing_of(np.stack([features, features + change], axis=1).reshape(-1, 3))
+    np.testing.assert_allclose(resizing, np.diag([0, 4, 0]), atol=0.2)
+
+    def behind(times: float) -> np.ndarray:
+        layer = whitening(moments_of(features)._replace(resizing=resizing), 3, resizing=times)
+        with torch.no_grad():
+            return layer(torch.from_numpy(features)).numpy().std(axis=0)
+
+    np.testing.assert_allclose(behind(0), 1, rtol=0.01)
+    # A variance of 1 + 3 x 4 in place of 1; the direction now comes first.
+    np.testing.assert_allclose(behind(3), [1 / np.sqrt(13), 1, 1], rtol=0.05)
+
+
+def test_pairs_are_an_image_shrunk_and_enlarged_by_two_kernels() -> None:
+    squares = [np.asarray(image.convert("RGB").resize((30, 30))) for image in draw_samples(3).values()]
+    pixels = np.stack([*squares, np.full((30, 30, 3), 77, np.uint8)])
+    pairs = resized_pairs(pixels)
+    assert pairs.shape == (8, 30, 30, 3)
+    assert pairs.dtype == np.uint8
+    assert (pairs[6:] == 77).all()
+    for number, edge in enumerate([10, 15, 20]):
+        small = Image.fromarray(squares[number]).resize((edge, edge), Image.Resampling.LANCZOS)
+        bilinear = small.resize((30, 30), Image.Resampling.BILINEAR)
+        lanczos = small.resize((30, 30), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(pairs[2 * number], bilinear)
+        np.testing.assert_array_equal(pairs[2 * number + 1], lanczos)
+        assert (pairs[2 * number] != pairs[2 * number + 1]).any()
 
 
 @pytest.mark.parametrize(
@@ -116,11 +162,13 @@ def test_an_encoders_head_is_fitted_on_clean_images(trained_encoder: TrainedEnco
         features = trained_encoder.backbone(torch.from_numpy(pixels)).numpy()
     assert moments.images == 520
     np.testing.assert_allclose(moments.mean, features.mean(axis=0), rtol=1e-3, atol=1e-5)
+    assert moments.resizing is not None
+    assert torch.linalg.eigvalsh(moments.resizing)[-1] > 0
 
     encoder = whiten_on(trained_encoder, str(folder))
     assert encoder.config.head_dim == MAX_DIM == encoder.config.dim
     assert encoder.head is not None
-    assert (encoder.head.data, encoder.head.images, encoder.head.floor) == (folder.name, 520, FLOOR)
+    assert encoder.head == Whitening(folder.name, 520, FLOOR, RESIZING)
     assert trained_encoder.config == ModelConfig("resnet18", Preprocessing(32), 16)
     assert trained_encoder.backbone.fc is None
 
