@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixsiam_hub.atomic import check_new_folder, new_folder
+from mixsiam_hub.backends.backbone import backbone_fingerprint
 from mixsiam_hub.errors import ArgumentError, ModelError
 from mixsiam_hub.export.answers import write_answers
 from mixsiam_hub.export.card import BUILTIN_CARD, ROUNDING, render_card
@@ -21,13 +22,7 @@ from mixsiam_hub.export.preprocess_graph import preprocess_graph
 from mixsiam_hub.export.sentence_files import sentence_transformers_files
 from mixsiam_hub.export.to_onnx import compact_graph, full_graph
 from mixsiam_hub.export.variants import Calibration, measure_fast_decoding, write_variants
-from mixsiam_hub.export.weights import (
-    backbone_fingerprint,
-    round_convolutions,
-    tensor_spans,
-    write_dense,
-    write_weights,
-)
+from mixsiam_hub.export.weights import round_convolutions, tensor_spans, write_dense, write_weights
 from mixsiam_hub.images.preprocess import preprocess
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import FastDecoding, Variant

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mixsiam_hub.backends.backbone import backbone_fingerprint
 from mixsiam_hub.backends.torch import load_backbone
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export.card import EXPORTED_FROM
-from mixsiam_hub.export.weights import backbone_fingerprint
 from mixsiam_hub.model.files import CONFIG_FILE, CURVES_PICTURE, REPORT_PICTURE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import resolve

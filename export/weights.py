@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from mixsiam_hub.backends.backbone import Backbone
-from mixsiam_hub.model.config import ModelConfig
-from mixsiam_hub.model.tensors import fingerprint
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,6 @@ class Span:
     dtype: str
     offset: int
     length: int
-
-
-def backbone_fingerprint(backbone: Backbone, config: ModelConfig) -> str:
-    """Returns the fingerprint of a backbone in memory with its preprocessing, a sha256 in hex."""
-    return fingerprint({name: tensor.cpu().numpy() for name, tensor in backbone.state_dict().items()}, config)
 
 
 def round_convolutions(backbone: Backbone) -> Backbone:

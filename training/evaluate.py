@@ -19,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mixsiam_hub.backends.backbone import Backbone
+from mixsiam_hub.backends.backbone import Backbone, backbone_fingerprint
 from mixsiam_hub.errors import DataError, ImageError
 from mixsiam_hub.images.kinds import ImageSource, path_or_bytes
 from mixsiam_hub.images.sources import ImageSet
 from mixsiam_hub.model.config import ModelConfig
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, FIRST_DIM, POOLED, RANDOM, RAW, WHITENED, Accuracy, Evaluation
-from mixsiam_hub.model.tensors import fingerprint
 from mixsiam_hub.training.data import class_numbers, common_classes, open_images
 from mixsiam_hub.training.features import extract, read_batches
 from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
@@ -82,7 +81,7 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ar
     classes = common_classes(train_images, test_images)
     encoder = find_encoder(model)
     backbone, config, method = encoder.backbone, encoder.config, encoder.method
-    before = _identity(backbone, config)
+    before = backbone_fingerprint(backbone, config)
     networks = {RANDOM: random_backbone(config, train_images), method: on_device(backbone)}
     cache = cache or ArrayCache(cache_folder() / "features")
     features = _features(networks, sets, classes, config, cache)
@@ -90,7 +89,7 @@ def evaluate(model: str, train: str, test: str, *, probe: bool = True, cache: Ar
     if backbone.fc is not None:
         own = EMBEDDING
         features = _with_heads(features, method, backbone.fc)
-    if _identity(backbone, config) != before:
+    if backbone_fingerprint(backbone, config) != before:
         raise AssertionError("the evaluation changed the backbone")
     rows = {name: _score(name, parts, cache, probe=probe) for name, parts in features.items()}
     floor = rows.get(RAW + WHITENED, rows[RAW])
@@ -162,7 +161,7 @@ def _features(
     labels = []
     for images in sets:
         of_images = (_content_digest(images), evaluation_precision(), PIL.__version__, torch.__version__)
-        keys = {name: (_identity(network, config), *of_images) for name, network in networks.items()}
+        keys = {name: (backbone_fingerprint(network, config), *of_images) for name, network in networks.items()}
         known = {name: kept["features"] for name, key in keys.items() if (kept := cache.get(*key))}
         found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts if name not in known}
         read = []
@@ -192,10 +191,6 @@ def _labelled(spec: str) -> ImageSet:
     if images.labels is None:
         raise DataError(f"{spec} has no labels; evaluation needs a Parquet column 'label' or one sub-folder a class")
     return images
-
-
-def _identity(backbone: Backbone, config: ModelConfig) -> str:
-    return fingerprint({name: tensor.cpu().numpy() for name, tensor in backbone.state_dict().items()}, config)
 
 
 def _content_digest(images: ImageSet) -> str:

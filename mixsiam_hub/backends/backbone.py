@@ -8,7 +8,8 @@ from torchvision import models
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from mixsiam_hub.errors import ModelError
-from mixsiam_hub.model.config import ARCHITECTURES
+from mixsiam_hub.model.config import ARCHITECTURES, ModelConfig
+from mixsiam_hub.model.tensors import fingerprint
 
 
 class Backbone(nn.Module):
@@ -79,6 +80,11 @@ class Backbone(nn.Module):
 def pool(feature_map: torch.Tensor) -> torch.Tensor:
     """Returns the mean over the cells of a feature map, (N, D) of (N, D, h, w): the vector, not normalised."""
     return feature_map.mean((2, 3))
+
+
+def backbone_fingerprint(backbone: Backbone, config: ModelConfig) -> str:
+    """Returns the fingerprint of a backbone in memory with its preprocessing, a sha256 in hex."""
+    return fingerprint({name: tensor.cpu().numpy() for name, tensor in backbone.state_dict().items()}, config)
 
 
 def _dilate(net: ResNet, output_stride: int) -> None:

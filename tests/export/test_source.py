@@ -13,12 +13,12 @@ pytest.importorskip("onnxscript", reason="needs the extra export")
 
 from PIL import Image
 
+from mixsiam_hub.backends.backbone import backbone_fingerprint
 from mixsiam_hub.errors import DataError, ModelError
 from mixsiam_hub.export import source
 from mixsiam_hub.export.bundle import export_folder
 from mixsiam_hub.export.card import ROUNDING
 from mixsiam_hub.export.source import open_encoder
-from mixsiam_hub.export.weights import backbone_fingerprint
 from mixsiam_hub.model.figures import Accuracy, Evaluation
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.manifest import Manifest
