@@ -88,14 +88,20 @@ def clean_moments(backbone: Backbone, images: ImageSet, pre: Preprocessing) -> M
     Raises:
         DataError: Fewer images can be read than there are features, or the features are not finite.
     """
-    pixels = (batch.pixels for batch in read_batches(sample(images, FIT_IMAGES), pre))
+    features, changed = [], []
+    left = RESIZED_IMAGES
+    for batch in read_batches(sample(images, FIT_IMAGES), pre):
+        if not len(batch.indices):
+            continue
+        features.append(extract(backbone, [batch.pixels], pre))
+        if left:
+            changed.append(extract(backbone, in_batches(resized_pairs(batch.pixels[:left])), pre))
+            left = max(0, left - len(batch.pixels))
     try:
-        moments = moments_of(extract(backbone, pixels, pre))
+        moments = moments_of(np.concatenate(features))
     except DataError as error:
         raise DataError(f"{images.name}: {error}") from None
-    batches = read_batches(sample(images, RESIZED_IMAGES), pre)
-    pairs = (part for batch in batches for part in in_batches(resized_pairs(batch.pixels)))
-    return moments._replace(resizing=resizing_of(extract(backbone, pairs, pre)))
+    return moments._replace(resizing=resizing_of(np.concatenate(changed)))
 
 
 def moments_of(features: NDArray[np.float32]) -> Moments:
