@@ -103,15 +103,16 @@ def _check_file(out: Path, dtype: str | None, by_content: bool, engine: str) -> 
 def _embed_to_file(out: Path, encoder: EncoderOptions, images: ImageSet, batch_size: int, strict: bool) -> str | None:
     """Writes all vectors at the end; returns the list of what could not be read, if there is one."""
     from mixsiam_hub.vectors.embed import embed_files, errors_path, write_errors
-    from mixsiam_hub.vectors.npy_file import matrix_writer
+    from mixsiam_hub.vectors.npy_file import matrix_writer, with_listable_keys
     from mixsiam_hub.vectors.table import vector_writer
 
-    with matrix_writer(out) if out.suffix == ".npy" else vector_writer(out) as write:
+    is_matrix = out.suffix == ".npy"
+    with matrix_writer(out) if is_matrix else vector_writer(out) as write:
         opened = encoder.open()
         with _progress_bar(len(images)) as bar:
             vectors, bad = embed_files(
                 opened,
-                images,
+                with_listable_keys(images) if is_matrix else images,
                 model=encoder.model,
                 batch_size=batch_size,
                 strict=strict,

@@ -159,10 +159,12 @@ class ShardWriter:
             old = self._read(name)
             is_replaced = pc.is_in(old["path"], value_set=pa.array(keys))
             table = pa.concat_tables([old.filter(pc.invert(is_replaced)), table])
-        with self.place.replacing(name) as file:
-            pq.write_table(table, file, use_dictionary=False, compression="none", write_page_checksum=True)
-        if stamp := self.place.stamp(name):
-            self._stamps[name] = stamp
+        try:
+            with self.place.replacing(name) as file:
+                pq.write_table(table, file, use_dictionary=False, compression="none", write_page_checksum=True)
+        finally:  # A signal may come once the file is there: it must not pass for another run's.
+            if stamp := self.place.stamp(name):
+                self._stamps[name] = stamp
         home = shard.to_bytes(len(_NO_SHARD), "big")
         for key in keys:
             digest = _digest(key)

@@ -11,9 +11,10 @@ import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sources import Item
 from mixsiam_hub.vectors import shard_writer
 from mixsiam_hub.vectors.bulk import Tally, embed_into
+from mixsiam_hub.vectors.place import LocalPlace
 from mixsiam_hub.vectors.shard_writer import open_shards
 from mixsiam_hub.vectors.shards import ERRORS, ShardManifest
 from mixsiam_hub.vectors.table import read_vectors
@@ -308,6 +310,26 @@ def test_what_is_done_is_kept_when_a_run_ends_early(
     assert set(rows(out)) == set(map(str, photos[:7]))
     assert set(listed(out)) == {str(bad[0])}
     assert embed_into(out, encoder, items(photos)) == Tally(embedded=5, present=7)
+
+
+def test_a_signal_once_a_shard_is_written_is_not_told_as_another_run(
+    encoder: ImageEncoder, photos: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replacing = LocalPlace.replacing
+
+    @contextmanager
+    def interrupted(place: LocalPlace, name: str) -> Iterator[BinaryIO]:
+        with replacing(place, name) as file:
+            yield file
+        if name == "000001.parquet":
+            monkeypatch.setattr(LocalPlace, "replacing", replacing)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPlace, "replacing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embed_into(out, encoder, items(photos), batch_size=1)
+    assert set(rows(out)) == set(map(str, photos[:ROWS]))
+    assert embed_into(out, encoder, items(photos)) == Tally(embedded=12 - ROWS, present=ROWS)
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_shards_whole(

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixsiam_hub.errors import DataError, OutputError
-from mixsiam_hub.vectors.npy_file import matrix_writer
+from mixsiam_hub import ImageEncoder
+from mixsiam_hub.errors import OutputError
+from mixsiam_hub.images.sources import Item
+from mixsiam_hub.vectors.embed import embed_files
+from mixsiam_hub.vectors.npy_file import matrix_writer, with_listable_keys
 from mixsiam_hub.vectors.table import VectorFile
 
 VECTORS = np.eye(3, 4, dtype=np.float32)
@@ -27,10 +30,18 @@ def test_a_line_of_keys_for_each_row(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_key_that_is_no_line_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'b\\n.jpg' has a line break"), matrix_writer(tmp_path / "v.npy") as write:
-        write(make("a", "b\n.jpg", "c"))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("line_break", ["\n", "\r"])
+def test_a_key_that_is_no_line_costs_its_own_image_alone(tmp_path: Path, line_break: str) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    images = [Item("a", pixels), Item(f"b{line_break}.jpg", pixels), Item("c", pixels)]
+    encoder = ImageEncoder.from_pretrained(threads=1)
+    with matrix_writer(tmp_path / "v.npy") as write:
+        data, bad = embed_files(encoder, with_listable_keys(images))
+        write(data)
+    assert len(np.load(tmp_path / "v.npy", allow_pickle=False)) == 2
+    assert (tmp_path / "v.keys.txt").read_text() == "a\nc\n"
+    assert list(bad) == [images[1].key]
+    assert "its name has a line break" in bad[images[1].key]
 
 
 @pytest.mark.parametrize("taken", ["v.npy", "v.keys.txt"])
