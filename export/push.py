@@ -22,7 +22,7 @@ from huggingface_hub import errors as client_errors
 from mixsiam_hub import __version__
 from mixsiam_hub.errors import ArgumentError, HubError, ModelError
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
-from mixsiam_hub.export.push_card import card_for, check_card
+from mixsiam_hub.export.push_card import card_for, check_card, is_as_rendered
 from mixsiam_hub.model.checks import check_files
 from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
@@ -74,7 +74,7 @@ def plan_push(
             None is main.
         create_pr: Open a pull request instead.
         tag: Name of a tag for the commit.
-        overwrite_card: Replace a README.md that the repository has.
+        overwrite_card: Replace a README.md that was written by hand; one as a push wrote it is replaced anyway.
 
     Raises:
         ArgumentError: The repository's name or the options do not fit.
@@ -93,7 +93,7 @@ def plan_push(
         text = card_for(checked, repo)
         card = LocalFile.of(CARD_FILE, text.encode())
         is_new_card = not card.is_in(remote.files)
-        keeps_card = is_new_card and CARD_FILE in remote.files and not overwrite_card
+        keeps_card = is_new_card and not overwrite_card and _persistently(lambda: _has_card_of_hand(repo, remote))
         if is_new_card and not keeps_card:
             _persistently(lambda: check_card(checked.path / CARD_FILE, text))
         files = [LocalFile.of(name, checked.path / name) for name in model_files(checked)]
@@ -179,6 +179,18 @@ def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozense
             return frozenset()
 
 
+def _has_card_of_hand(repo: str, remote: Remote) -> bool:
+    """Tells whether the README.md on the Hub is another one than a push of what is there would write today."""
+    if CARD_FILE not in remote.files or MANIFEST_FILE not in remote.files:
+        return CARD_FILE in remote.files
+    with TemporaryDirectory() as cache:
+        there = HubRepo(repo, remote.commit, cache_dir=cache)
+        try:
+            return not is_as_rendered(there.fetch(CARD_FILE).read_text("utf-8"), there.open())
+        except (ModelError, UnicodeDecodeError):
+            return True
+
+
 def _check_place(plan: PushPlan) -> None:
     """Checks that the repository, branch and tag that were asked for can be had.
 
@@ -222,7 +234,7 @@ def _commit(plan: PushPlan, message: str) -> Pushed:
     """Sends the one commit. Safe to run twice: after a lost answer it looks whether the commit arrived."""
     if not plan.changes_something:
         return Pushed(str(plan.remote.commit), is_new=False)
-    if plan.create_pr and (ref := _holder(plan, [ref for ref in plan.remote.heads if ref.startswith(_PULL_REQUESTS)])):
+    if plan.create_pr and (ref := _open_pull_request(plan)):
         return Pushed(plan.remote.heads[ref], False, ref)
     additions = [CommitOperationAdd(file.name, _payload(file)) for file in plan.changed]
     deletions = [CommitOperationDelete(name, is_folder=False) for name in plan.obsolete]
@@ -261,7 +273,7 @@ def _arrived(plan: PushPlan) -> Pushed | None:
             news = [ref for ref in now.heads if ref.startswith(_PULL_REQUESTS) and ref not in plan.remote.heads]
         else:
             news = [plan.branch] if now.commit != plan.remote.commit else []
-        if ref := _holder(plan, news):
+        if ref := next(_holders(plan, news), None):
             return Pushed(now.heads[ref], True, ref if plan.create_pr else None)
     except Exception as error:
         failed = f"{plan.repo}: the connection was lost, and whether the commit arrived cannot be seen"
@@ -271,9 +283,18 @@ def _arrived(plan: PushPlan) -> Pushed | None:
     return None
 
 
-def _holder(plan: PushPlan, refs: Iterable[str]) -> str | None:
-    """Returns the first of the refs whose commit holds what was planned."""
-    return next((ref for ref in refs if plan.is_in(_persistently(partial(_look, plan.repo, ref)).files)), None)
+def _open_pull_request(plan: PushPlan) -> str | None:
+    """Returns the ref of a pull request that holds what was planned, and was neither closed nor merged."""
+    for ref in _holders(plan, [ref for ref in plan.remote.heads if ref.startswith(_PULL_REQUESTS)]):
+        number = int(ref.removeprefix(_PULL_REQUESTS))
+        if _persistently(partial(HfApi().get_discussion_details, plan.repo, number)).status not in ("closed", "merged"):
+            return ref
+    return None
+
+
+def _holders(plan: PushPlan, refs: Iterable[str]) -> Iterator[str]:
+    """Yields those of the refs whose commit holds what was planned."""
+    return (ref for ref in refs if plan.is_in(_persistently(partial(_look, plan.repo, ref)).files))
 
 
 def _message(plan: PushPlan) -> str:

@@ -18,7 +18,7 @@ def card_for(folder: ModelFolder, repo: str) -> str:
     """Returns README.md: written anew under the repository's name, unless its text was edited since the export."""
     path = folder.path / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if not text or _is_as_rendered(text, folder):
+    if not text or is_as_rendered(text, folder):
         text = render_card(repo, folder.config, folder.manifest)
     return text
 
@@ -39,7 +39,7 @@ def check_card(path: Path, text: str) -> None:
         raise HubError(f"{path}: the Hub refuses its metadata: {error}; mend them and push again") from error
 
 
-def _is_as_rendered(text: str, folder: ModelFolder) -> bool:
+def is_as_rendered(text: str, folder: ModelFolder) -> bool:
     """Tells whether a card is still as it was written, by the export or by the push of a folder that is on the Hub."""
     if hashlib.sha256(text.encode()).hexdigest() == folder.manifest.card_sha256:
         return True

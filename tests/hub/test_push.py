@@ -27,6 +27,7 @@ from hub_server.model_push import expected, noise, pushed, rewrite
 from mixsiam_hub import ImageEncoder
 from mixsiam_hub.cli import main
 from mixsiam_hub.errors import ArgumentError, HubError, ModelError
+from mixsiam_hub.export.card import render_card
 from mixsiam_hub.export.push import Pushed, plan_push, push
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model import known_answers
@@ -39,6 +40,14 @@ pytestmark = pytest.mark.hub
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def become_another_encoder(folder: Path, fingerprint: str) -> None:
+    """Makes a small folder what the export of another encoder is: fingerprint, weights and card."""
+    rewrite(folder, {"model.safetensors": fingerprint.encode()})
+    edit_manifest(folder, edit=lambda raw: raw.update(fingerprint=fingerprint))
+    opened = ModelFolder.open(folder)
+    (folder / "README.md").write_text(render_card("small", opened.config, opened.manifest))
 
 
 # The whole way, with a real encoder
@@ -162,6 +171,19 @@ def test_a_card_on_the_hub_stays_unless_it_is_to_be_replaced(hub: LocalHub, smal
     assert hub.read(REPO) == expected(small_folder)
 
 
+def test_the_card_of_an_older_encoder_gives_way_unless_it_was_edited(hub: LocalHub, small_folder: Path) -> None:
+    pushed(small_folder)
+    become_another_encoder(small_folder, "ab" * 32)
+    pushed(small_folder)
+    card = hub.read(REPO)["README.md"]
+    assert card == expected(small_folder)["README.md"]
+    assert b"ab" * 32 in card
+    hub.add_commit(REPO, {"README.md": card + b"My words.\n"})
+    become_another_encoder(small_folder, "cd" * 32)
+    pushed(small_folder)
+    assert hub.read(REPO)["README.md"] == card + b"My words.\n"
+
+
 def test_a_card_edited_in_the_folder_goes_up_as_it_is(hub: LocalHub, small_folder: Path) -> None:
     with (small_folder / "README.md").open("a") as card:
         card.write("\nTrained on photos of my garden.\n")
@@ -211,6 +233,14 @@ def test_the_same_pull_request_is_opened_once(hub: LocalHub, small_folder: Path)
     first_time, second_time = pushed(small_folder, create_pr=True), pushed(small_folder, create_pr=True)
     assert (second_time.commit, second_time.pull_request) == (first_time.commit, "refs/pr/1")
     assert (first_time.is_new, second_time.is_new) == (True, False)
+
+
+def test_a_pull_request_that_was_closed_is_opened_anew(hub: LocalHub, small_folder: Path) -> None:
+    hub.add_repo(REPO, {})
+    pushed(small_folder, create_pr=True)
+    hub.state.repos[REPO].closed.add("refs/pr/1")
+    done = pushed(small_folder, create_pr=True)
+    assert (done.is_new, done.pull_request) == (True, "refs/pr/2")
 
 
 def test_a_private_repository(hub: LocalHub, small_folder: Path) -> None:

@@ -124,6 +124,18 @@ def _refs(targets: dict[str, str], prefix: str) -> list[dict[str, str]]:
     return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in targets.items()]
 
 
+def discussion(state: State, request: Request, repo: str, number: str) -> Response:
+    found = readable(state, request, repo)
+    ref = f"refs/pr/{number}"
+    if ref not in found.pull_requests:
+        raise Refusal(404, f"there is no discussion {number}")
+    commit = found.at(ref)
+    about: dict[str, Any] = {"num": int(number), "title": commit.title, "createdAt": commit.date, "isPullRequest": True}
+    about |= {"status": "closed" if ref in found.closed else "open", "repo": {"name": repo, "type": "model"}}
+    about |= {"events": [], "changes": {"base": f"refs/heads/{MAIN}"}, "filesWithConflicts": [], "diff": ""}
+    return json_response(about)
+
+
 def create_branch(state: State, request: Request, repo: str, branch: str) -> Response:
     found = writable(state, request, repo)
     return _add_ref(state, found.branches, "heads", branch, found.at(request.json().get("startingPoint", MAIN)))
@@ -151,6 +163,7 @@ ROUTES = (
     Route("tree", "GET", "/api/models/{repo}/tree/{revision}", tree),
     Route("tree", "GET", "/api/models/{repo}/tree/{revision}/{path}", tree),
     Route("refs", "GET", "/api/models/{repo}/refs", refs),
+    Route("discussion", "GET", "/api/models/{repo}/discussions/{number}", discussion),
     Route("create-branch", "POST", "/api/models/{repo}/branch/{branch}", create_branch),
     Route("create-tag", "POST", "/api/models/{repo}/tag/{revision}", create_tag),
 )

@@ -83,6 +83,8 @@ class Repo:
         self.tags: dict[str, str] = {}
         self.pull_requests: dict[str, str] = {}
         """By ref, as in `refs/pr/1`."""
+        self.closed: set[str] = set()
+        """Refs of the pull requests that are no longer open."""
         self.created = now()
         self.commit(self.branches, MAIN, "initial commit", {".gitattributes": regular_file(GITATTRIBUTES)})
 
