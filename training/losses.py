@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from mixsiam_hub.training.processes import rows_of_all
+
 TARGETS = ("max", "mean", "max-centred")
 CODING_DISTORTION = 0.2
 """Squared error that the coding rate allows a unit vector."""
@@ -30,14 +32,15 @@ def discriminative_target(zs: Sequence[torch.Tensor], kind: str = "max") -> torc
 
     Args:
         zs: K projections, (N, D) each; the paper has two.
-        kind: `max`, the paper's; two ablations: `mean`, and `max-centred`, the maximum minus its mean over the batch.
-            The maximum of zero-mean vectors is not zero-mean: a bias of the predictor alone can win part of the loss.
+        kind: `max`, the paper's; two ablations: `mean`, and `max-centred`, the maximum minus its mean over the batch
+            of all processes. The maximum of zero-mean vectors is not zero-mean: a bias of the predictor alone can win
+            part of the loss.
     """
     stacked = torch.stack([z.float() for z in zs])  # (K, N, D)
     if kind == "mean":
         return stacked.mean(dim=0)
     z_max = stacked.amax(dim=0)
-    return z_max - z_max.mean(dim=0, keepdim=True) if kind == "max-centred" else z_max
+    return z_max - rows_of_all(z_max).mean(dim=0, keepdim=True) if kind == "max-centred" else z_max
 
 
 def coding_rate(z: torch.Tensor) -> torch.Tensor:

@@ -109,13 +109,13 @@ def test_two_processes_read_tars_by_address(tmp_path: Path) -> None:
 
 
 def test_losses_equal_those_of_a_single_process(tmp_path: Path) -> None:
-    """With BatchNorm in eval mode the gradients' average and the coding rate are all that joins a step's images."""
+    """With BatchNorm in eval mode only the gradients' average, the coding rate and the centre join a step's images."""
     script = tmp_path / "script.py"
     script.write_text(EVAL_MODE)
     losses = []
     for processes in (1, 2):
         run = tmp_path / f"of-{processes}"
-        done = finish(command(run, "coding_rate=0.5", processes=processes, script=script))
+        done = finish(command(run, "coding_rate=0.5", "target=max-centred", processes=processes, script=script))
         assert done.returncode in ENDED, done.stderr
         losses.append([float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("LOSS")])
     assert len(losses[0]) == 8
