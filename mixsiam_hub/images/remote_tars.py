@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.kinds import MAX_IMAGE_BYTES
 from mixsiam_hub.images.names import Names
 from mixsiam_hub.images.remote import open_address, read_range, version
+from mixsiam_hub.images.tar_headers import Reader
 from mixsiam_hub.images.tar_index import TarIndex
 from mixsiam_hub.user_cache import ArrayCache, cache_folder
 
@@ -35,16 +38,40 @@ def index_remote(addresses: Sequence[str]) -> dict[str, TarIndex]:
     """
     if not addresses:
         return {}
+    given_up = Event()
     pool = ThreadPoolExecutor(min(AT_ONCE, len(addresses)))
     try:
-        found = pool.map(_index, addresses)
+        found = pool.map(partial(_index, given_up), addresses)
         bar = tqdm(found, "indexing", len(addresses), unit="tar", leave=False, disable=None)
         return dict(zip(addresses, bar, strict=True))
-    finally:
+    finally:  # Or an error, or a signal: nobody waits then for the others, which may be long.
+        given_up.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _index(address: str) -> TarIndex:
+class _UntilGivenUp:
+    """A tar that is fetched for as long as it is wanted."""
+
+    def __init__(self, file: Reader, given_up: Event) -> None:
+        self._file = file
+        self._given_up = given_up
+
+    def seek(self, offset: int, /) -> object:
+        """As the file's."""
+        self._check()
+        return self._file.seek(offset)
+
+    def read(self, size: int, /) -> bytes:
+        """As the file's."""
+        self._check()
+        return self._file.read(size)
+
+    def _check(self) -> None:
+        if self._given_up.is_set():
+            raise DataError("the search was given up")
+
+
+def _index(given_up: Event, address: str) -> TarIndex:
     cache = ArrayCache(cache_folder() / "tars")
     size_bytes, versions = version(address)
     key = (_FORM, address, *versions)
@@ -53,7 +80,7 @@ def _index(address: str) -> TarIndex:
         offsets, sizes, numbers = (kept[name] for name in ("offsets", "sizes", "numbers"))
         return TarIndex(names, offsets, sizes, numbers, kept["classes"].tolist(), int(kept["left_out"]))
     with open_address(address) as file:
-        index = TarIndex.of(file, address, size_bytes)
+        index = TarIndex.of(_UntilGivenUp(file, given_up), address, size_bytes)
     if (longest := int(index.sizes.max(initial=0))) > MAX_IMAGE_BYTES:
         raise DataError(f"{address}: an image has {longest} bytes; at most {MAX_IMAGE_BYTES} are fetched")
     if len(index.offsets):  # Said now, not image by image, each of which would fetch the whole tar.

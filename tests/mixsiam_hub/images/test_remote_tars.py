@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -51,6 +54,38 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(remote_tars, "open_address", note)
     return addresses
+
+
+class Endless:
+    """A tar of empty files without an end."""
+
+    header = tarfile.TarInfo("a.txt").tobuf()
+
+    def seek(self, offset: int, /) -> int:
+        return offset
+
+    def read(self, size: int, /) -> bytes:
+        return self.header[:size]
+
+
+@pytest.mark.parametrize("error", [DataError, KeyboardInterrupt])
+def test_where_one_fails_nobody_waits_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    has_begun = threading.Event()
+
+    @contextmanager
+    def fetch(address: str) -> Iterator[Endless]:
+        if address == f"{BUCKET}/0.tar":
+            has_begun.wait()
+            raise error
+        has_begun.set()
+        yield Endless()
+
+    monkeypatch.setattr(remote_tars, "version", lambda address: (None, []))
+    monkeypatch.setattr(remote_tars, "open_address", fetch)
+    with pytest.raises(error):
+        open_source([f"{BUCKET}/0.tar", f"{BUCKET}/1.tar"])
 
 
 def test_they_are_read_in_any_order() -> None:
