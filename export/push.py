@@ -24,7 +24,7 @@ from mixsiam_hub.errors import ArgumentError, HubError, ModelError
 from mixsiam_hub.export.plan import LocalFile, PushPlan, Remote, model_files, other_files
 from mixsiam_hub.export.push_card import card_for, check_card, is_as_rendered
 from mixsiam_hub.model.checks import check_files
-from mixsiam_hub.model.files import CARD_FILE, MANIFEST_FILE
+from mixsiam_hub.model.files import CARD_FILE, CONFIG_FILE, MANIFEST_FILE
 from mixsiam_hub.model.folder import ModelFolder
 from mixsiam_hub.model.hub import HUB_ID, HubRepo, connection_was_lost, hub_error, unless_secret
 from mixsiam_hub.model.manifest import Manifest
@@ -181,7 +181,7 @@ def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozense
 
 def _has_card_of_hand(repo: str, remote: Remote) -> bool:
     """Tells whether the README.md on the Hub is another one than a push of what is there would write today."""
-    if CARD_FILE not in remote.files or MANIFEST_FILE not in remote.files:
+    if not {CARD_FILE, CONFIG_FILE, MANIFEST_FILE} <= remote.files.keys():
         return CARD_FILE in remote.files
     with TemporaryDirectory() as cache:
         there = HubRepo(repo, remote.commit, cache_dir=cache)

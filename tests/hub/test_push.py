@@ -184,6 +184,13 @@ def test_the_card_of_an_older_encoder_gives_way_unless_it_was_edited(hub: LocalH
     assert hub.read(REPO)["README.md"] == card + b"My words.\n"
 
 
+@pytest.mark.parametrize("manifest", [b"{}", b"no JSON"])
+def test_a_card_beside_what_is_no_encoder_stays(hub: LocalHub, small_folder: Path, manifest: bytes) -> None:
+    for files in ({}, {"config.json": b"{}"}):
+        hub.add_repo(REPO, {"README.md": b"# Theirs\n", "mixsiam.json": manifest, **files})
+        assert plan_push(small_folder, REPO).keeps_card
+
+
 def test_a_card_edited_in_the_folder_goes_up_as_it_is(hub: LocalHub, small_folder: Path) -> None:
     with (small_folder / "README.md").open("a") as card:
         card.write("\nTrained on photos of my garden.\n")
