@@ -14,7 +14,7 @@ import argparse
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "MixSiam, own predictor": ("predictors=own",),
 }
 """Of one seed."""
+EVERY = (*COMPARED, *ABLATIONS)
 MIXSIAM_COST = 1.5
 """Time of a step of MixSiam over SimSiam's: three forward passes over two. Longer runs have so many more epochs."""
 K = 20
@@ -89,13 +90,18 @@ DISTORTIONS: Mapping[str, Callable[[Pixels], Pixels]] = {
 }
 
 
+def chosen(arguments: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Returns those of the names that `--only` leaves, in their order."""
+    return [name for name in names if name in arguments.only]
+
+
 def plan(arguments: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
     """Yields name, seed and overrides of every run, the first seed of all before the second of any."""
     for seed in range(arguments.seeds):
-        for name in (name for name in arguments.only if name in COMPARED):
+        for name in chosen(arguments, COMPARED):
             longer = MIXSIAM_COST if name.endswith("as long as MixSiam") else 1
             yield name, seed, [*COMPARED[name], f"epochs={round(arguments.epochs * longer)}"]
-    for name in (name for name in arguments.only if name in ABLATIONS):
+    for name in chosen(arguments, ABLATIONS):
         yield name, 0, [*ABLATIONS[name], f"epochs={arguments.epochs}"]
 
 
@@ -182,7 +188,7 @@ def table(arguments: argparse.Namespace, rows: list[Row]) -> Iterator[str]:
     columns = [(row, measure) for row in ("pooled", "embedding") for measure in ("knn20", "knn200", "linear")]
     yield f"| | minutes | {' | '.join(' '.join(column) for column in columns)} |"
     yield "|---" * (len(columns) + 2) + "|"
-    for name in arguments.only:
+    for name in chosen(arguments, EVERY):
         mine = [row for row in rows if row["name"] == name]
         minutes = [log_of(Path(arguments.runs, row["run"]))[-1]["seconds"] / 60 for row in mine]
         cells = [_spread([row["rows"].get(which, {}).get(measure) for row in mine]) for which, measure in columns]
@@ -194,7 +200,7 @@ def table(arguments: argparse.Namespace, rows: list[Row]) -> Iterator[str]:
     yield ""
     yield f"| kNN, k = {K}, behind the head | {' | '.join(DISTORTIONS)} |"
     yield "|---" * (len(DISTORTIONS) + 1) + "|"
-    for name in arguments.only:
+    for name in chosen(arguments, EVERY):
         mine = [row["robust"] for row in rows if row["name"] == name]
         cells = [_spread([robust[kind].get("embedding") for robust in mine]) for kind in DISTORTIONS]
         yield f"| {name} | {' | '.join(cells)} |"
@@ -215,7 +221,7 @@ def draw(arguments: argparse.Namespace, path: Path) -> None:
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for name in (name for name in arguments.only if name in COMPARED):
+    for name in chosen(arguments, COMPARED):
         logs = [log_of(folder_of(arguments, name, seed)) for seed in range(arguments.seeds)]
         curves = np.array([[line["health"][f"knn{K}"] for line in log[1:]] for log in logs])
         minutes = np.array([[line["seconds"] / 60 for line in log[1:]] for log in logs]).mean(axis=0)
@@ -240,18 +246,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every run, as view_size=32")
-    every = [*COMPARED, *ABLATIONS]
-    parser.add_argument("--only", action="append", choices=every, help="of all runs; for one on each core, say")
+    parser.add_argument("--only", action="append", choices=EVERY, help="of all runs; for one on each core, say")
     parser.add_argument("--test", action="store_true", help="measure on the test images, once all choices are made")
     arguments = parser.parse_args()
-    arguments.only = arguments.only or every
+    arguments.only = arguments.only or EVERY
     if not learn(arguments):
         raise SystemExit(75)
     if arguments.test:
-        rows = measured(arguments)
-        picture = Path(arguments.runs, "compare.png")
-        draw(arguments, picture)
-        print(f"{command_and_machine()}\n", *table(arguments, rows), f"\n{picture}", sep="\n")
+        print(f"{command_and_machine()}\n", *table(arguments, measured(arguments)), sep="\n")
+        if chosen(arguments, COMPARED):
+            picture = Path(arguments.runs, "compare.png")
+            draw(arguments, picture)
+            print(f"\n{picture}")
 
 
 if __name__ == "__main__":

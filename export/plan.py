@@ -76,7 +76,7 @@ class PushPlan:
         tag: Given to the commit once it has been checked; None for no tag.
         files: Everything that the commit must hold of the folder.
         left_out: Files in the folder that are no part of the model.
-        keeps_card: Whether the Hub's README.md, written by hand, stays.
+        keeps_card: Whether the Hub's README.md stays, since somebody edited it or an older version wrote it.
         remote: What is there.
     """
 
@@ -132,7 +132,7 @@ class PushPlan:
         for name in self.obsolete:
             yield f"  {'remove':<9}{'':>13}  {name} (of the model that is there, not of this one)"
         if self.keeps_card:
-            yield f"  {'keep':<9}{'':>13}  {CARD_FILE} (written by hand on the Hub; --overwrite-card replaces it)"
+            yield f"  {'keep':<9}{'':>13}  {CARD_FILE} (edited, or by an older version; --overwrite-card replaces it)"
         for name in self.left_out:
             yield f"  {'left out':<9}{'':>13}  {name} (not listed in {MANIFEST_FILE})"
 

@@ -74,7 +74,8 @@ def plan_push(
             None is main.
         create_pr: Open a pull request instead.
         tag: Name of a tag for the commit.
-        overwrite_card: Replace a README.md that was written by hand; one as a push wrote it is replaced anyway.
+        overwrite_card: Replace a README.md that somebody edited or an older version wrote; one as a push would write it
+            of what is there is replaced anyway.
 
     Raises:
         ArgumentError: The repository's name or the options do not fit.
@@ -93,7 +94,7 @@ def plan_push(
         text = card_for(checked, repo)
         card = LocalFile.of(CARD_FILE, text.encode())
         is_new_card = not card.is_in(remote.files)
-        keeps_card = is_new_card and not overwrite_card and _persistently(lambda: _has_card_of_hand(repo, remote))
+        keeps_card = is_new_card and not overwrite_card and _persistently(lambda: _has_other_card(repo, remote))
         if is_new_card and not keeps_card:
             _persistently(lambda: check_card(checked.path / CARD_FILE, text))
         files = [LocalFile.of(name, checked.path / name) for name in model_files(checked)]
@@ -179,8 +180,8 @@ def _listed(repo: str, commit: str | None, files: Mapping[str, str]) -> frozense
             return frozenset()
 
 
-def _has_card_of_hand(repo: str, remote: Remote) -> bool:
-    """Tells whether the README.md on the Hub is another one than a push of what is there would write today."""
+def _has_other_card(repo: str, remote: Remote) -> bool:
+    """Tells whether the README.md on the Hub is not the one that a push of what is there would write today."""
     if not {CARD_FILE, CONFIG_FILE, MANIFEST_FILE} <= remote.files.keys():
         return CARD_FILE in remote.files
     with TemporaryDirectory() as cache:

@@ -125,7 +125,7 @@ def import_(
 @click.option("--tag", metavar="T", help="Give the commit this tag once it has been pulled back and checked.")
 @click.option("--message", metavar="M", help="The commit's. Default: the encoder's fingerprint.")
 @click.option("--dry-run", is_flag=True, help="Only check everything and show the plan.")
-@click.option("--overwrite-card", is_flag=True, help="Replace a README.md that was written by hand on the Hub.")
+@click.option("--overwrite-card", is_flag=True, help="Replace a README.md that was edited on the Hub.")
 def push(folder: Path, repo: str, message: str | None, dry_run: bool, **where: Any) -> None:
     """Push FOLDER to the Hub in one commit, pull it back, and replay its known answers."""
     with extra("export"):

@@ -58,17 +58,13 @@ class _UntilGivenUp:
 
     def seek(self, offset: int, /) -> object:
         """As the file's."""
-        self._check()
         return self._file.seek(offset)
 
     def read(self, size: int, /) -> bytes:
-        """As the file's."""
-        self._check()
-        return self._file.read(size)
-
-    def _check(self) -> None:
+        """As the file's, until the tar is no longer wanted."""
         if self._given_up.is_set():
             raise DataError("the search was given up")
+        return self._file.read(size)
 
 
 def _index(given_up: Event, address: str) -> TarIndex:

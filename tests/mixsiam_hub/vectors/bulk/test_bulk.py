@@ -1,20 +1,13 @@
-"""A run into a folder of shards: what it writes, what it leaves alone, and what stops it."""
+"""A run into a folder of shards: what it writes, and what it leaves alone."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import os
-import random
-import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -23,76 +16,16 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra bulk")
 ds = pytest.importorskip("pyarrow.dataset", reason="needs the extra bulk")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra bulk")
 
-from commands import start
+from bulk_runs import content, items, listed, rows, touch
 from PIL import Image
 
 from mixsiam_hub import ImageEncoder, ImageError
 from mixsiam_hub.errors import ArgumentError, DataError, OutputError
-from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.sources import Item
-from mixsiam_hub.vectors import shard_writer
 from mixsiam_hub.vectors.bulk import Tally, embed_into
-from mixsiam_hub.vectors.place import LocalPlace
 from mixsiam_hub.vectors.shard_writer import open_shards
 from mixsiam_hub.vectors.shards import ERRORS, ShardManifest
 from mixsiam_hub.vectors.table import read_vectors
-
-ROWS = 5
-
-
-@pytest.fixture(scope="module")
-def encoder() -> ImageEncoder:
-    return ImageEncoder.from_pretrained(threads=1)
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_writer, "ROWS", ROWS)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
-    """Twelve images, of which the first says that it lies on its side."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    paths = []
-    for name, image in draw_samples(12).items():
-        paths.append(folder / name)
-        image.save(paths[-1])
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.new("RGB", (60, 30), "red").save(paths[0], exif=turned)
-    return paths
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "vectors"
-
-
-def items(paths: list[Path]) -> list[Item]:
-    return [Item(str(path), str(path)) for path in paths]
-
-
-def rows(out: Path) -> dict[str, dict[str, Any]]:
-    """The table as a reader finds it that knows nothing of this package."""
-    found = ds.dataset(out).to_table().to_pylist()
-    assert len({row["path"] for row in found}) == len(found)
-    return {row["path"]: row for row in found}
-
-
-def listed(out: Path) -> dict[str, str]:
-    return {entry["key"]: entry["reason"] for entry in map(json.loads, (out / ERRORS).read_text().splitlines())}
-
-
-def content(folder: Path) -> dict[str, tuple[bytes, int]]:
-    paths = sorted(path for path in folder.iterdir() if path.name != ".lock")
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
-
-
-def touch(path: Path) -> None:
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
 
 
 def test_rows_say_what_was_embedded(encoder: ImageEncoder, photos: list[Path], out: Path) -> None:
@@ -293,124 +226,3 @@ def test_two_runs_at_once(encoder: ImageEncoder, photos: list[Path], out: Path) 
 
     assert embed_into(out, encoder, source(), batch_size=2) == Tally(embedded=12)
     assert len(rows(out)) == 12
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ConnectionError])
-def test_what_is_done_is_kept_when_a_run_ends_early(
-    encoder: ImageEncoder, photos: list[Path], out: Path, stop: type[BaseException]
-) -> None:
-    bad = [photos[1].with_name("absent.png"), *photos]
-
-    def count(tally: Tally) -> None:
-        if tally.embedded >= 6:
-            raise stop
-
-    with pytest.raises(stop):
-        embed_into(out, encoder, items(bad), batch_size=2, progress=count)
-    assert set(rows(out)) == set(map(str, photos[:7]))
-    assert set(listed(out)) == {str(bad[0])}
-    assert embed_into(out, encoder, items(photos)) == Tally(embedded=5, present=7)
-
-
-def test_a_signal_once_a_shard_is_written_is_not_told_as_another_run(
-    encoder: ImageEncoder, photos: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replacing = LocalPlace.replacing
-
-    @contextmanager
-    def interrupted(place: LocalPlace, name: str) -> Iterator[BinaryIO]:
-        with replacing(place, name) as file:
-            yield file
-        if name == "000001.parquet":
-            monkeypatch.setattr(LocalPlace, "replacing", replacing)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(LocalPlace, "replacing", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        embed_into(out, encoder, items(photos), batch_size=1)
-    assert set(rows(out)) == set(map(str, photos[:ROWS]))
-    assert embed_into(out, encoder, items(photos)) == Tally(embedded=12 - ROWS, present=ROWS)
-
-
-def test_a_full_disk_is_an_error_and_leaves_the_shards_whole(
-    encoder: ImageEncoder, photos: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_table = pq.write_table
-
-    def full(table: Any, file: io.BufferedWriter, **options: Any) -> None:
-        if "000002" in file.name:
-            file.write(b"PAR1 and no more")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_table(table, file, **options)
-
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OutputError, match=r"000002\.parquet cannot be written: No space left on device"):
-        embed_into(out, encoder, items(photos), batch_size=2)
-    monkeypatch.undo()
-    assert not list(out.glob("*.tmp"))
-    assert not list(out.glob(".*.tmp"))
-    done = len(rows(out))
-    assert done >= ROWS
-    assert embed_into(out, encoder, items(photos)) == Tally(embedded=12 - done, present=done)
-    assert len(rows(out)) == 12
-
-
-SMALL_STEPS = f"""
-from mixsiam_hub.vectors import shard_writer
-shard_writer.ROWS, shard_writer.FLUSH_S = {ROWS}, 0.0
-"""
-DIES = """
-import os, signal, threading
-from pathlib import Path
-replace, left = Path.replace, {renames}
-def renamed(path, target):
-    global left
-    left -= 1
-    if left == 0 and {before}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(path, target)
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-Path.replace = renamed
-"""
-
-
-def run_until_it_dies(photos: Path, out: Path, code: str = "", kill_after_s: float = 60) -> str:
-    """Runs the command; returns what it printed, or nothing of one that was killed."""
-    process = start("embed", photos, "--out", out, "--batch-size", "2", "--threads", "1", code=SMALL_STEPS + code)
-    try:
-        output, errors = process.communicate(timeout=kill_after_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return output.decode()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-def test_a_run_that_is_killed_anywhere_goes_on(encoder: ImageEncoder, photos: list[Path], out: Path) -> None:
-    rng = random.Random(7)
-    folder, done = photos[0].parent, 0
-    for _ in range(4):  # Before or after the rename of the manifest, of the first shard, or of the second.
-        dies = DIES.format(renames=rng.randint(1, 3), before=rng.random() < 0.5)
-        assert run_until_it_dies(folder, out, dies) == ""
-        found = len(rows(out)) if (out / "_manifest.json").exists() else 0
-        assert found >= done
-        done = found
-    assert 0 < done < 12
-    assert f"{12 - done} images embedded; already there: {done};" in run_until_it_dies(folder, out)
-    assert set(rows(out)) == set(map(str, photos))
-    assert not list(out.glob(".*.tmp"))
-    for path in photos[::2]:
-        path.write_bytes(photos[1].read_bytes())
-        touch(path)
-    for renames in (1, 2):
-        assert run_until_it_dies(folder, out, DIES.format(renames=renames, before=rng.random() < 0.5)) == ""
-        assert len(rows(out)) == 12  # A changed image is replaced: its row is there at every moment.
-    run_until_it_dies(folder, out, kill_after_s=rng.uniform(0.3, 0.8))
-    assert len(rows(out)) == 12
-    run_until_it_dies(folder, out)
-    found = rows(out)
-    assert len(found) == 12
-    for path in photos:
-        np.testing.assert_allclose(found[str(path)]["vector"], encoder.embed(path)[0], atol=1e-5)
