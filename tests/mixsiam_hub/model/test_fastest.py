@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ from mixsiam_hub.model.known_answers import read_answers
 
 
 class Fake:
-    """A backend that takes so many seconds, and whose vectors are off by an angle."""
+    """A backend that takes so many seconds of a clock of its own, and whose vectors are off by an angle."""
+
+    clock = 0.0
 
     def __init__(self, choice: Choice, seconds: float, cosine: float) -> None:
         self.name, self.device, self.precision = choice.backend, choice.device, choice.precision
@@ -33,7 +35,7 @@ class Fake:
         self.expected = read_answers(ModelFolder.open(BUILTIN))[2]
 
     def embedding(self, pixels: np.ndarray) -> np.ndarray:
-        time.sleep(self.seconds)
+        Fake.clock += self.seconds
         vectors = np.resize(self.expected, (len(pixels), self.expected.shape[1]))
         aside = np.roll(vectors, 1, axis=1)
         aside -= (aside * vectors).sum(1, keepdims=True) / (vectors**2).sum(1, keepdims=True) * vectors
@@ -57,6 +59,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(backends, "present_backends", lambda: ("openvino",))
     monkeypatch.setattr(backends, "choose", lambda backend, device, precision: Choice(backend, "cpu", precision))
     monkeypatch.setattr(backends, "load", load)
+    monkeypatch.setattr(fastest, "time", SimpleNamespace(perf_counter=lambda: Fake.clock))
     return precisions
 
 
