@@ -19,6 +19,7 @@ from mixsiam_hub.images.sources import Item
 from mixsiam_hub.images.stream import DecodedBatch, as_iterable, decode_batches
 from mixsiam_hub.model import hub
 from mixsiam_hub.model.folder import ModelFolder
+from mixsiam_hub.vectors.cosine import unit_length
 
 if TYPE_CHECKING:
     from mixsiam_hub.backends.backbone import Backbone
@@ -220,7 +221,7 @@ class ImageEncoder:
             return network(pixels)[:, :width]
 
         outputs = self._run(vectors_of, images, batch_size, on_error, (width,), with_sha256)
-        return (Batch(d.indices, d.keys, _unit_length(v) if normalize else v, d.errors, d.facts) for d, v in outputs)
+        return (Batch(d.indices, d.keys, unit_length(v) if normalize else v, d.errors, d.facts) for d, v in outputs)
 
     def features(
         self, images: ImageSource | Item | Iterable[ImageSource | Item], *, batch_size: int = 32
@@ -355,10 +356,3 @@ def _check_dim(dim: int, folder: ModelFolder) -> None:
         )
     if not 1 <= dim <= folder.config.head_dim:
         raise ArgumentError(f"dim is {dim}; it must be from 1 to {folder.config.head_dim}, the length of a vector")
-
-
-def _unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales each row of (n, D) to length 1; zero rows stay zero."""
-    lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-    lengths[lengths == 0] = 1
-    return vectors / lengths

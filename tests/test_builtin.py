@@ -18,7 +18,7 @@ CARD = Path(__file__).parents[1] / "MODEL_CARD.md"
 
 def test_it_gives_unit_vectors_of_the_samples() -> None:
     vectors = ImageEncoder.from_pretrained().embed(draw_samples(16).values())
-    assert vectors.shape == (16, 256)
+    assert vectors.shape == (16, 512)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 

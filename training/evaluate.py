@@ -2,7 +2,8 @@
 
 An encoder with a head is measured with and without it, and the floors, too, plain and whitened in the same way: alone,
 whitening lifts raw pixels as well. Theirs is fitted on the evaluation's training images, the encoder's where it was.
-The test images choose nothing: k, the probe's regularisation and the preprocessing are fixed beforehand.
+The test images choose nothing: k and the preprocessing are fixed beforehand, and training images choose the probe's
+regularisation.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from mixsiam_hub.training.head import MAX_DIM, behind, moments_of, whitening
 from mixsiam_hub.training.knn import TEMPERATURE, knn_accuracy
 from mixsiam_hub.training.monitor import effective_rank, raw_pixels
 from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on_device, random_backbone
-from mixsiam_hub.training.probe import TOLERANCE, C, probe_accuracy
+from mixsiam_hub.training.probe import CHOICES_OF_C, TOLERANCE, probe_accuracy
 from mixsiam_hub.training.recipe import data_name
 from mixsiam_hub.untrusted import sha256_file
 from mixsiam_hub.user_cache import ArrayCache, cache_folder
+from mixsiam_hub.vectors.cosine import unit_length
 
 CLEARS_BY = 0.05
 """An encoder whose kNN is not this far above raw pixels is undertrained, and no comparison is drawn from it."""
-_FIGURES = ("figures", str(TEMPERATURE), str(C), str(TOLERANCE), torch.__version__)
+_FIGURES = ("figures", str(TEMPERATURE), str(CHOICES_OF_C), str(TOLERANCE), torch.__version__)
 """Begins the key under which figures are kept: what decides them beside the features."""
 
 
@@ -145,7 +147,8 @@ def _with_heads(features: Mapping[str, Features], method: str, head: nn.Linear) 
 
 
 def _behind(head: nn.Linear, features: Features) -> Features:
-    return replace(features, train=behind(head, features.train), test=behind(head, features.test))
+    train, test = (unit_length(behind(head, part)) for part in (features.train, features.test))
+    return replace(features, train=train, test=test)
 
 
 def _features(

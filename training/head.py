@@ -25,11 +25,12 @@ from mixsiam_hub.model.config import Preprocessing
 from mixsiam_hub.training.data import sample
 from mixsiam_hub.training.features import extract, in_batches, read_batches
 
-MAX_DIM = 256
+MAX_DIM = 512
 FLOOR = 1e-2
 """Width of a head's output, and the smallest variance that a component counts with, as a share of the largest one's.
 
-Both were chosen once, for all encoders, on parts of training sets: `benchmarks/head.py`.
+Both were chosen once, for all encoders, on parts of training sets: `benchmarks/head.py`. Who wants shorter vectors
+keeps the first numbers.
 """
 RESIZING = 3.0
 """How many times the change of the features by another resampling kernel counts as variance; chosen there, too."""

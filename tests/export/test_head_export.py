@@ -48,7 +48,7 @@ def test_the_graph_gives_the_embedding_first(exported: Exported) -> None:
     options = onnxruntime.SessionOptions()
     session = onnxruntime.InferenceSession(str(exported.folder / ONNX_FILE), options, ["CPUExecutionProvider"])
     assert [(node.name, node.shape) for node in session.get_outputs()] == [
-        ("image_embeds", ["batch", 256]),
+        ("image_embeds", ["batch", 512]),
         ("pooler_output", ["batch", 512]),
         ("feature_map", ["batch", 512, 2, 2]),
     ]
@@ -83,14 +83,14 @@ def test_fingerprint_and_known_answers_cover_it(exported: Exported, model_folder
     before = Manifest.from_json(json.loads((model_folder / "mixsiam.json").read_text()))
     assert exported.manifest.fingerprint != before.fingerprint
     answers = json.loads((exported.folder / ANSWERS_FILE).read_text())["files"]
-    assert {len(entry["vector"]) for entry in answers} == {256}
-    assert json.loads((exported.folder / CONFIG_FILE).read_text())["num_classes"] == 256
+    assert {len(entry["vector"]) for entry in answers} == {512}
+    assert json.loads((exported.folder / CONFIG_FILE).read_text())["num_classes"] == 512
 
 
 def test_the_smaller_graph_is_measured_behind_the_head(exported: Exported) -> None:
     images = list(draw_samples(4).values())
     full, half = (ImageEncoder.from_pretrained(exported.folder, precision=p).embed(images) for p in ("fp32", "fp16"))
-    assert full.shape == half.shape == (4, 256)
+    assert full.shape == half.shape == (4, 512)
     assert (full * half).sum(axis=1).min() > 0.999
 
 

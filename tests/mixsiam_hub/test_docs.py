@@ -37,9 +37,9 @@ def test_readme_runs_on_the_built_in_encoder(tmp_path: Path, monkeypatch: pytest
     snippet = _snippets("README.md")[0]
     names = {"paths": ["one.jpg", "bad.jpg"], "endless_iterable": ["two.png"]}
     exec(compile(snippet, "README.md", "exec"), names)
-    assert names["vectors"].shape == (2, 256)
+    assert names["vectors"].shape == (2, 512)
     assert list(names["bad"]) == [1]
-    assert names["batch"].vectors.shape == (1, 256)
+    assert names["batch"].vectors.shape == (1, 512)
     assert names["backbone"].training
 
 

@@ -18,10 +18,10 @@ from PIL import Image, ImageSequence
 
 from mixsiam_hub import ImageEncoder, ImageError
 from mixsiam_hub.backends import graph
-from mixsiam_hub.encoder import _unit_length
 from mixsiam_hub.errors import ArgumentError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.images.stream import as_iterable
+from mixsiam_hub.vectors.cosine import unit_length
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_vectors_have_length_one_unless_asked_otherwise(encoder: ImageEncoder, p
 
 
 def test_zero_vector_stays_zero() -> None:
-    result = _unit_length(np.array([[0, 0], [3, 4]], np.float32))
+    result = unit_length(np.array([[0, 0], [3, 4]], np.float32))
     np.testing.assert_allclose(result, [[0, 0], [0.6, 0.8]], rtol=1e-6)
     assert result.dtype == np.float32
 

@@ -36,13 +36,13 @@ def test_a_vector_is_the_heads_output_for_the_pooled_features(backend: str) -> N
     encoder = ImageEncoder.from_pretrained(backend=backend)
     head = load((BUILTIN / WEIGHTS_FILE).read_bytes())
     pooled = encoder.embed(PICTURES, pooled=True, normalize=False)
-    assert (pooled.shape, encoder.dim) == ((5, 512), 256)
+    assert (pooled.shape, encoder.dim) == ((5, 512), 512)
     np.testing.assert_allclose(encoder.features(PICTURES).mean(axis=(2, 3)), pooled, atol=1e-5)
     expected = pooled @ head["fc.weight"].T + head["fc.bias"]
     np.testing.assert_allclose(encoder.embed(PICTURES, normalize=False), expected, atol=2e-3)
     got = encoder.embed(PICTURES)
     np.testing.assert_allclose(got, _unit(expected), atol=1e-4)
-    assert (got.shape, got.dtype) == ((5, 256), np.float32)
+    assert (got.shape, got.dtype) == ((5, 512), np.float32)
 
 
 def test_the_first_numbers_are_vectors_of_length_1(backend: str) -> None:
@@ -53,12 +53,12 @@ def test_the_first_numbers_are_vectors_of_length_1(backend: str) -> None:
     assert cut.embed(PICTURES, pooled=True).shape == (5, 512)
     assert cut.embed([]).shape == (0, 64)
     assert cut.embed([], pooled=True).shape == (0, 512)
-    assert ImageEncoder.from_pretrained(backend=backend, dim=256).variant == "fp32-exact"
+    assert ImageEncoder.from_pretrained(backend=backend, dim=512).variant == "fp32-exact"
 
 
-@pytest.mark.parametrize("dim", [0, -1, 257])
+@pytest.mark.parametrize("dim", [0, -1, 513])
 def test_a_vector_cannot_be_cut_longer_or_to_nothing(dim: int) -> None:
-    with pytest.raises(ArgumentError, match=rf"dim is {dim}; it must be from 1 to 256"):
+    with pytest.raises(ArgumentError, match=rf"dim is {dim}; it must be from 1 to 512"):
         ImageEncoder.from_pretrained(dim=dim)
 
 
@@ -100,7 +100,7 @@ def test_info_names_the_head() -> None:
     facts = {name: value.strip() for name, _, value in split}
     manifest = ModelFolder.open(BUILTIN).manifest
     assert manifest.head is not None
-    assert (facts["dim"], facts["features_dim"]) == ("256", "512")
+    assert (facts["dim"], facts["features_dim"]) == ("512", "512")
     assert facts["head.data"] == manifest.head.data
     assert int(facts["head.images"]) == manifest.head.images >= 512
 
@@ -149,9 +149,9 @@ def test_the_width_is_part_of_what_mixsiam_json_is_for(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fc.weight": np.zeros((128, 512), np.float32)}, r"fc\.weight is \(128, 512\); it must be \(256, 512\)"),
-        ({"fc.weight": np.zeros((256, 2048), np.float32)}, r"fc\.weight is \(256, 2048\); it must be \(256, 512\)"),
-        ({"fc.bias": np.full(256, np.nan, np.float32)}, r"fc\.bias has .*NaN"),
+        ({"fc.weight": np.zeros((128, 512), np.float32)}, r"fc\.weight is \(128, 512\); it must be \(512, 512\)"),
+        ({"fc.weight": np.zeros((512, 2048), np.float32)}, r"fc\.weight is \(512, 2048\); it must be \(512, 512\)"),
+        ({"fc.bias": np.full(512, np.nan, np.float32)}, r"fc\.bias has .*NaN"),
         ({"fc.bias": None}, r"fc\.bias is missing"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_form_for_sentence_transformers_that_is_another_or_not_listed_is_found
     form = json.loads((folder / DENSE_CONFIG_FILE).read_text())
     (folder / DENSE_CONFIG_FILE).write_text(json.dumps(form | {"out_features": 128}))
     edit_manifest(folder, DENSE_CONFIG_FILE)
-    with pytest.raises(ModelError, match=f"{DENSE_CONFIG_FILE}: out_features is 128; {CONFIG_FILE} asks for 256"):
+    with pytest.raises(ModelError, match=f"{DENSE_CONFIG_FILE}: out_features is 128; {CONFIG_FILE} asks for 512"):
         verify_folder(folder)
     edit_manifest(folder, edit=lambda raw: raw["files"].pop(DENSE_CONFIG_FILE))
     with pytest.raises(ModelError, match=f"does not list {DENSE_CONFIG_FILE}; export the folder again"):

@@ -23,11 +23,12 @@ from mixsiam_hub.errors import DataError
 from mixsiam_hub.images.samples import draw_samples
 from mixsiam_hub.model.figures import EMBEDDING, FIRST, POOLED, RANDOM, RAW, WHITENED, Evaluation, Whitening
 from mixsiam_hub.training import evaluate as evaluation
+from mixsiam_hub.training import probe
 from mixsiam_hub.training.checkpoint import CHECKPOINT_FILE, load_encoder, read_checkpoint
 from mixsiam_hub.training.data import open_images
 from mixsiam_hub.training.evaluate import Features, evaluate
 from mixsiam_hub.training.head import FLOOR, MAX_DIM, RESIZING, clean_moments, fit_head
-from mixsiam_hub.training.probe import probe_accuracy
+from mixsiam_hub.training.probe import hits, probe_accuracy
 from mixsiam_hub.user_cache import ArrayCache
 
 
@@ -140,8 +141,24 @@ def test_linear_probe_is_logistic_regression() -> None:
     theirs = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6)
     theirs.fit(scaler.transform(features[:1000]), labels[:1000])
     expected = theirs.score(scaler.transform(features[1000:]), labels[1000:])
-    ours = probe_accuracy(features[:1000], labels[:1000], features[1000:], labels[1000:])
+    ours = hits(features[:1000], labels[:1000], features[1000:], labels[1000:], c=1.0) / len(labels[1000:])
     assert ours == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize("choices", [(1.0, 1e-7), (1e-7, 1.0)])
+def test_training_images_choose_the_probes_regularisation(
+    choices: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "CHOICES_OF_C", choices)
+    rng = np.random.default_rng(0)
+    labels = np.append(rng.integers(0, 3, 200), [0] * 100)  # With weights held near 0 all are of the commonest class.
+    features = (rng.normal(size=(300, 4)) * 0.1 + np.eye(4)[labels]).astype(np.float32)
+    order = rng.permutation(300)
+    features, labels = (array[order] for array in (features, labels))
+    parts = features[:200], labels[:200], features[200:], labels[200:]
+    assert hits(*parts, c=1e-7) < 70 < 95 < hits(*parts, c=1.0) == 100 * probe_accuracy(*parts)
+    few = features[:8], labels[:8], features[200:], labels[200:]
+    assert 100 * probe_accuracy(*few) == hits(*few, c=choices[0])  # None of them can be held out.
 
 
 def test_features_are_taken_from_the_cache_while_nothing_changed(

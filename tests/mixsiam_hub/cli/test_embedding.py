@@ -60,7 +60,7 @@ def test_embed_writes_a_unit_vector_for_each_image(images: Path, tmp_path: Path,
     assert vectors.ids == sorted(str(path) for path in images.iterdir())
     np.testing.assert_allclose(np.linalg.norm(vectors.vectors, axis=1), 1, atol=1e-5)
     assert vectors.model == str(hub.BUILTIN)
-    assert result.stdout.splitlines()[-1] == f"{out}: 16 vectors of 256; by onnx on cpu, fp32-exact"
+    assert result.stdout.splitlines()[-1] == f"{out}: 16 vectors of 512; by onnx on cpu, fp32-exact"
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
@@ -110,7 +110,7 @@ def test_embed_skips_counts_and_lists_bad_files(images: Path, bad: Path, tmp_pat
     result = run("embed", bad, images, "--out", out)
     assert result.exit_code == EXIT_SKIPPED
     assert f"{out}.errors.jsonl says what could not be read" in result.stderr
-    assert f"{out}: 16 vectors of 256; images skipped: 1; by onnx" in result.stdout
+    assert f"{out}: 16 vectors of 512; images skipped: 1; by onnx" in result.stdout
     assert list(listed(out)) == [str(bad)]
     assert "is not an image" in listed(out)[str(bad)]
     assert len(read_vectors(out).ids) == 16
@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_searched_is_an_error_of_the_run(
     assert result.exit_code == EXIT_SKIPPED
     assert listed(out) == {str(photos / "sub"): "Permission denied"}
     assert read_vectors(out).ids == [str(photos / "a.png")]
-    summary = "1 vectors of 256; files left out for their suffix: 2; folders not searched: 1; by"
+    summary = "1 vectors of 512; files left out for their suffix: 2; folders not searched: 1; by"
     assert summary in result.stdout.splitlines()[-1]
     out.unlink()
     assert_one_error_line(run("embed", photos, "--out", out, "--strict"), str(photos / "sub"), "Permission denied")

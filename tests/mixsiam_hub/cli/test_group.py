@@ -156,7 +156,7 @@ def test_an_output_that_does_not_know_a_letter_gets_it_escaped(image: Path) -> N
     image.rename("📷.png")
     result = CliRunner(charset="latin-1").invoke(main, ["embed", "📷.png", "--out", "📷.npz"])
     assert result.exit_code == 0
-    assert result.stdout.startswith(r"\U0001f4f7.npz: 1 vectors of 256")
+    assert result.stdout.startswith(r"\U0001f4f7.npz: 1 vectors of 512")
 
 
 def test_a_reader_that_went_away_is_no_error() -> None:

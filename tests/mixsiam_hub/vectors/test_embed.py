@@ -45,7 +45,7 @@ def test_strict_stops_at_a_bad_image(encoder: ImageEncoder, items: list[Item]) -
 
 
 def test_none_are_no_vectors_of_the_right_length(encoder: ImageEncoder) -> None:
-    assert embed_files(encoder, [])[0].vectors.shape == (0, 256)
+    assert embed_files(encoder, [])[0].vectors.shape == (0, 512)
 
 
 def test_live_images_are_named_by_their_places(encoder: ImageEncoder) -> None:

@@ -46,7 +46,7 @@ def test_rows_say_what_was_embedded(encoder: ImageEncoder, photos: list[Path], o
         assert pq.read_schema(path).metadata == {name: value.encode() for name, value in labels.items()}
     manifest = json.loads((out / "_manifest.json").read_text())
     assert manifest["fingerprint"] == encoder.fingerprint
-    assert (manifest["dim"], manifest["dtype"]) == (256, "float32")
+    assert (manifest["dim"], manifest["dtype"]) == (512, "float32")
     assert (out / ERRORS).read_bytes() == b""
 
 
@@ -54,7 +54,7 @@ def test_read_vectors_takes_a_folder(encoder: ImageEncoder, photos: list[Path], 
     for dtype, tolerance in (("float32", 1e-5), ("float16", 1e-3)):
         folder = out.with_name(dtype)
         embed_into(folder, encoder, items(photos), dtype=dtype)
-        assert ds.dataset(folder).schema.field("vector").type == pa.list_(pa.type_for_alias(dtype), 256)
+        assert ds.dataset(folder).schema.field("vector").type == pa.list_(pa.type_for_alias(dtype), 512)
         stored = read_vectors(folder)
         assert stored.vectors.dtype == np.float32
         assert sorted(stored.ids) == sorted(map(str, photos))
@@ -64,7 +64,7 @@ def test_read_vectors_takes_a_folder(encoder: ImageEncoder, photos: list[Path], 
 
 def test_no_images_are_an_empty_folder(encoder: ImageEncoder, out: Path) -> None:
     assert embed_into(out, encoder, []) == Tally()
-    assert read_vectors(out).vectors.shape == (0, 256)
+    assert read_vectors(out).vectors.shape == (0, 512)
 
 
 def test_the_same_command_again_reads_no_image(
@@ -204,7 +204,7 @@ def test_a_name_that_is_no_unicode_is_a_bad_image(encoder: ImageEncoder, photos:
 def test_vectors_of_another_kind_are_refused_before_any_work(
     encoder: ImageEncoder, photos: list[Path], out: Path, change: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = ShardManifest(encoder.fingerprint, encoder.variant, "org/name@1", 256, "float32")
+    manifest = ShardManifest(encoder.fingerprint, encoder.variant, "org/name@1", 512, "float32")
     with open_shards(out, replace(manifest, **change), by_content=False):
         pass
     (out / ".lock").unlink()
