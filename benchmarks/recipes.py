@@ -52,7 +52,7 @@ class Judge:
 
     def __init__(self, data: str, pre: Preprocessing) -> None:
         """Decodes random images of `data`::train, the neighbours, and of `data`::val, to be classified."""
-        self.name, self._pre = data_name(data), pre
+        self.name, self.pre = data_name(data), pre
         bank = sample(open_images(f"{data}::train"), BANK_IMAGES)
         queries = sample(open_images(f"{data}::val"), QUERY_IMAGES)
         classes = common_classes(bank, queries)
@@ -65,7 +65,7 @@ class Judge:
 
     def judge(self, backbone: Backbone, precision: str) -> Row:
         """Returns the accuracies of an encoder, and the effective rank of its features."""
-        features = [extract(backbone, in_batches(part), self._pre, precision) for part in self._pixels]
+        features = [extract(backbone, in_batches(part), self.pre, precision) for part in self._pixels]
         return self._accuracies(features) | {"rank": effective_rank(features[1][:1024])}
 
     def _accuracies(self, features: Sequence[NDArray[np.float32]]) -> Row:
@@ -100,18 +100,20 @@ def learn(recipe: Recipe, images: ImageSet, seconds: float, precision: str) -> t
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yields a row for each candidate that the file has none of yet."""
     known = {(row["candidate"], row["minutes"]) for row in _rows(arguments.rows)}
-    base = with_shape_of_init(load_recipe(arguments.recipe, [f"data={arguments.data}"]))
     judges: list[Judge] = []
     for candidate in [FLOOR, *arguments.candidates]:
         minutes = 0 if candidate == FLOOR else arguments.minutes
         if (candidate, minutes) in known:
             continue
-        judges = judges or [Judge(data, base.model_config.preprocessing) for data in (arguments.data, *arguments.also)]
+        changed = [] if candidate == FLOOR else shlex.split(candidate)
+        recipe = with_shape_of_init(load_recipe(arguments.recipe, [f"data={arguments.data}", *changed]))
+        pre = recipe.model_config.preprocessing
+        if not judges or judges[0].pre != pre:
+            judges = [Judge(data, pre) for data in (arguments.data, *arguments.also)]
         row: Row = {"candidate": candidate, "minutes": minutes, "images": 0}
         if candidate == FLOOR:
             yield row | {judge.name: judge.floor() for judge in judges}
             continue
-        recipe = with_shape_of_init(load_recipe(arguments.recipe, [f"data={arguments.data}", *shlex.split(candidate)]))
         recipe = replace(recipe, name=candidate.replace("/", " ") or "as it is", workers=0)
         precision = pick_precision(recipe.precision, torch.device("cpu"))
         backbone, seen = learn(recipe, open_images(f"{arguments.data}::train"), 60 * minutes, precision)
