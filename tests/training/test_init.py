@@ -96,7 +96,7 @@ def test_targets_from_an_average_start_from_the_encoder_too(
 
 def test_the_shape_is_that_of_the_encoder_where_the_recipe_asks_for_it() -> None:
     recipe = with_shape_of_init(load_recipe("adapt", ["data=x"]))
-    assert (recipe.backbone, recipe.output_stride, recipe.input_size) == ("resnet18", 16, 64)
+    assert (recipe.backbone, recipe.output_stride, recipe.input_size) == ("resnet18", 16, 80)
     assert load_init(Backbone("resnet18", 16), recipe).name == "builtin"
     assert with_shape_of_init(RECIPE) == RECIPE
     with pytest.raises(RecipeError, match="backbone is 'init'; it must be another, or set init too"):
