@@ -23,6 +23,10 @@ _HUB_NAME = re.compile(rf"(?P<repo>{HUB_ID.pattern})(@(?P<revision>.+))?")
 _SECRET = re.compile(r"(?i)\bhf_\w+|\b(bearer|basic)\s.*|\bauthorization\b.*", re.DOTALL)
 """A token, or a header that holds one, in the text of an error; what follows a header's name is the token."""
 
+_XET_REFUSED = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+_XET_NOT_SENT = "error sending request for url"
+"""What xet's errors say of an answer that refuses and of a connection that is lost: their classes do not tell."""
+
 _BUSY = (408, 429, 500, 502, 503, 504)
 _STATUS_REASONS = {
     401: "the token is wrong, revoked or expired: run `hf auth login`, or give another as HF_TOKEN or token=...",
@@ -214,6 +218,8 @@ def connection_was_lost(error: Exception) -> bool:
         # The client's transport is httpx, under a name that changes with its version; xet's raises built-in classes.
         if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith("httpx"):
             return True
+        if _XET_NOT_SENT in str(cause):
+            return True
     return False
 
 
@@ -245,11 +251,8 @@ def _reason(cause: BaseException) -> str | None:
         return _STATUS_REASONS.get(status)
     if isinstance(cause, OSError) and cause.errno in _DISK_REASONS:
         return _DISK_REASONS[cause.errno]
-    # xet's errors are only text.
-    if "No space left on device" in str(cause):
+    if "No space left on device" in str(cause):  # by xet
         return _DISK_FULL
-    if refused := re.search(r"HTTP status client error \((\d{3})", str(cause)):
-        return _STATUS_REASONS.get(int(refused[1]))
     if isinstance(cause, PermissionError):
         return _STATUS_REASONS[403]
     if isinstance(cause, Exception) and connection_was_lost(cause):
@@ -267,5 +270,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     """Returns the HTTP status of an error that is an answer of the Hub."""
+    if refused := _XET_REFUSED.search(str(error)):
+        return int(refused[1])
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status

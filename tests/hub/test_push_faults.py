@@ -120,6 +120,17 @@ def test_a_second_writer_is_not_overwritten(hub: LocalHub, small_folder: Path) -
 
 # Lost on the way
 
+
+@pytest.fixture
+def impatient_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that soon gives up what does not arrive; its own patience is of minutes."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    # xet reads them at the start of a session.
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+
+
 UPLOADS = [("lfs", "lfs-batch"), ("lfs", "put-object"), ("xet", "xet-put-xorb"), ("xet", "xet-put-shard")]
 
 
@@ -135,13 +146,8 @@ def test_an_upload_that_stumbles_goes_on(hub: LocalHub, small_folder: Path, rout
 
 @pytest.mark.parametrize(("hub", "route"), [("lfs", "put-object"), ("xet", "xet-put-shard")], indirect=["hub"])
 def test_an_upload_that_is_cut_every_time(
-    hub: LocalHub, small_folder: Path, monkeypatch: pytest.MonkeyPatch, route: str
+    impatient_client: None, hub: LocalHub, small_folder: Path, route: str
 ) -> None:
-    # The client's own patience is of minutes; xet reads its from the environment, at the start of a session.
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
-    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
-    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     hub.fault(route, cut(1_000), times=200)
     with pytest.raises(HubError, match=r"nothing was pushed: the Hub was not reached.*check the connection"):
         pushed(small_folder)
@@ -173,6 +179,17 @@ def test_what_goes_before_and_after_the_commit_is_tried_again(hub: LocalHub, sma
     assert hub.state.repos[REPO].private
     assert hub.state.repos[REPO].tags == {"v1": done.commit}
     assert [commit.title for commit in hub.history(REPO, "next")][1:] == ["initial commit"]
+
+
+@pytest.mark.parametrize("fault", [fail(503), lose_answer()], ids=["failed", "unanswered"])
+@pytest.mark.parametrize("hub", ["xet"], indirect=True)
+def test_what_xet_gives_up_on_the_way_back_is_tried_again(
+    impatient_client: None, hub: LocalHub, small_folder: Path, fault: Fault
+) -> None:
+    attempts_of_xet = 2
+    hub.fault("xet-reconstruction", fault, times=attempts_of_xet)
+    assert pushed(small_folder).is_new
+    assert hub.faults_waiting == {}
 
 
 def test_a_commit_that_cannot_be_seen_is_not_sent_twice(hub: LocalHub, small_folder: Path) -> None:
