@@ -24,8 +24,8 @@ _SECRET = re.compile(r"(?i)\bhf_\w+|\b(bearer|basic)\s.*|\bauthorization\b.*", r
 """A token, or a header that holds one, in the text of an error; what follows a header's name is the token."""
 
 _XET_REFUSED = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
-_XET_NOT_SENT = "error sending request for url"
-"""What xet's errors say of an answer that refuses and of a connection that is lost: their classes do not tell."""
+_XET_LOST = re.compile(r"error sending request for url|HTTP status server error")
+"""What xet's errors say: of their classes none tells an answer that refuses, and not all a connection that was lost."""
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 _STATUS_REASONS = {
@@ -218,7 +218,7 @@ def connection_was_lost(error: Exception) -> bool:
         # The client's transport is httpx, under a name that changes with its version; xet's raises built-in classes.
         if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith("httpx"):
             return True
-        if _XET_NOT_SENT in str(cause):
+        if _XET_LOST.search(str(cause)):  # a RuntimeError, where it was to fetch a file
             return True
     return False
 
@@ -253,6 +253,8 @@ def _reason(cause: BaseException) -> str | None:
         return _DISK_REASONS[cause.errno]
     if "No space left on device" in str(cause):  # by xet
         return _DISK_FULL
+    if refused := _XET_REFUSED.search(str(cause)):
+        return _STATUS_REASONS.get(int(refused[1]))
     if isinstance(cause, PermissionError):
         return _STATUS_REASONS[403]
     if isinstance(cause, Exception) and connection_was_lost(cause):
@@ -270,7 +272,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     """Returns the HTTP status of an error that is an answer of the Hub."""
-    if refused := _XET_REFUSED.search(str(error)):
-        return int(refused[1])
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
