@@ -36,7 +36,7 @@ from mixsiam_hub.training.networks import evaluation_precision, find_encoder, on
 from mixsiam_hub.training.recipe import load_recipe
 
 BETTER = ("coding_rate=0.25", "batch_size=128", "lr=1.2", "weight_decay=1e-4")
-"""What learned fastest from random weights in 15 minutes of one core: benchmarks/training.md says what else was tried."""
+"""What learned fastest from random weights in 15 minutes of one core: benchmarks/training.md has the others."""
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "SimSiam": ("method=simsiam",),
     "SimSiam, as long as MixSiam": ("method=simsiam",),
